@@ -1,0 +1,105 @@
+"""Every private asyncio name that velociloop relies on, and nothing else.
+
+One place to look when a new Python comes out.  Each entry says where it lives in the
+standard library and on which versions its meaning was checked.  Features are asked for,
+versions are not compared.
+
+======================================  ==================  =====================
+name                                    module              checked on
+======================================  ==================  =====================
+``_FlowControlMixin``                   asyncio.transports  3.11 - 3.14, PyPy 3.11
+``_SendfileMode``                       asyncio.constants   3.11 - 3.14, PyPy 3.11
+``ACCEPT_RETRY_DELAY``                  asyncio.constants   3.11 - 3.14, PyPy 3.11
+``LOG_THRESHOLD_FOR_CONNLOST_WRITES``   asyncio.constants   3.11 - 3.14, PyPy 3.11
+``SSL_HANDSHAKE_TIMEOUT``               asyncio.constants   3.11 - 3.14, PyPy 3.11
+``SSL_SHUTDOWN_TIMEOUT``                asyncio.constants   3.11 - 3.14, PyPy 3.11
+``SSLProtocol``                         asyncio.sslproto    3.11 - 3.14, PyPy 3.11
+``TransportSocket``                     asyncio.trsock      3.11 - 3.14, PyPy 3.11
+``_set_result_unless_cancelled``        asyncio.futures     3.11 - 3.14, PyPy 3.11
+``Server._attach`` / ``_detach``        asyncio.base_events 3.11 (no argument), 3.12+
+``MAXIMUM_SELECT_TIMEOUT``              asyncio.base_events 3.11 - 3.14, PyPy 3.11
+``_MIN_SCHEDULED_TIMER_HANDLES``        asyncio.base_events 3.11 - 3.14, PyPy 3.11
+``_MIN_CANCELLED_TIMER_HANDLES_...``    asyncio.base_events 3.11 - 3.14, PyPy 3.11
+======================================  ==================  =====================
+
+Attributes and methods of ``asyncio.SelectorEventLoop`` that :class:`velociloop.Loop`
+overrides or reads: ``_selector``, ``_ready``, ``_scheduled``, ``_stopping``, ``_debug``,
+``_clock_resolution``, ``_timer_cancelled_count``, ``_transports``, ``_signal_handlers``,
+``_csock``, ``_run_once``, ``_process_events``, ``_write_to_self``, ``_make_self_pipe``,
+``_close_self_pipe``, ``_make_socket_transport``, ``_make_ssl_transport``,
+``_start_serving``, ``_stop_serving``, ``_ensure_fd_no_transport``.
+"""
+
+import inspect
+from asyncio import base_events, constants, futures, sslproto, transports, trsock
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+__all__ = [
+    "ACCEPT_RETRY_DELAY",
+    "LOG_THRESHOLD_FOR_CONNLOST_WRITES",
+    "MAXIMUM_SELECT_TIMEOUT",
+    "MIN_CANCELLED_TIMER_HANDLES_FRACTION",
+    "MIN_SCHEDULED_TIMER_HANDLES",
+    "SENDFILE_TRY_NATIVE",
+    "SSL_HANDSHAKE_TIMEOUT",
+    "SSL_SHUTDOWN_TIMEOUT",
+    "FlowControlMixin",
+    "SSLProtocol",
+    "TransportSocket",
+    "server_attach",
+    "server_detach",
+    "set_result_unless_cancelled",
+]
+
+if TYPE_CHECKING:
+    import asyncio
+
+    class FlowControlMixin(asyncio.Transport):
+        """What mypy may know of asyncio's mixin: limits in bytes, and the pause protocol."""
+
+        _loop: asyncio.AbstractEventLoop | None
+        _extra: dict[str, Any]
+        _protocol_paused: bool
+        _high_water: int
+        _low_water: int
+
+        def __init__(
+            self, extra: dict[str, Any] | None = None, loop: asyncio.AbstractEventLoop | None = None
+        ) -> None: ...
+        def _maybe_pause_protocol(self) -> None: ...
+        def _maybe_resume_protocol(self) -> None: ...
+
+else:
+    FlowControlMixin = transports._FlowControlMixin
+
+SENDFILE_TRY_NATIVE: Any = cast(Any, constants)._SendfileMode.TRY_NATIVE
+ACCEPT_RETRY_DELAY: float = constants.ACCEPT_RETRY_DELAY
+LOG_THRESHOLD_FOR_CONNLOST_WRITES: int = constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
+SSL_HANDSHAKE_TIMEOUT: float = constants.SSL_HANDSHAKE_TIMEOUT
+SSL_SHUTDOWN_TIMEOUT: float = cast(Any, constants).SSL_SHUTDOWN_TIMEOUT
+MAXIMUM_SELECT_TIMEOUT: float = cast(Any, base_events).MAXIMUM_SELECT_TIMEOUT
+MIN_SCHEDULED_TIMER_HANDLES: int = cast(Any, base_events)._MIN_SCHEDULED_TIMER_HANDLES
+MIN_CANCELLED_TIMER_HANDLES_FRACTION: float = cast(Any, base_events)._MIN_CANCELLED_TIMER_HANDLES_FRACTION
+SSLProtocol: Any = sslproto.SSLProtocol
+TransportSocket: Any = trsock.TransportSocket
+set_result_unless_cancelled: Callable[[Any, Any], None] = cast(Any, futures)._set_result_unless_cancelled
+
+# 3.11's Server counts connections; from 3.12 on it is told which transport comes and goes.
+_ATTACH_TAKES_TRANSPORT = "transport" in inspect.signature(cast(Any, base_events.Server)._attach).parameters
+
+
+def server_attach(server: Any, transport: Any) -> None:
+    """Tell an ``asyncio.Server`` of a connection that it now has."""
+    if _ATTACH_TAKES_TRANSPORT:
+        server._attach(transport)
+    else:
+        server._attach()
+
+
+def server_detach(server: Any, transport: Any) -> None:
+    """Tell an ``asyncio.Server`` of a connection that is gone."""
+    if _ATTACH_TAKES_TRANSPORT:
+        server._detach(transport)
+    else:
+        server._detach()

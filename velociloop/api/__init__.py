@@ -1,0 +1,1 @@
+"""One file per family of asyncio's API that velociloop overrides."""

@@ -1,0 +1,45 @@
+"""Listening: what ``create_server`` and ``create_unix_server`` end in."""
+
+import socket
+import ssl
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ..transports.listener import Listener
+from ..transports.stream import SocketInfo
+from .streams import make_accepted_transport, stream_kind
+
+__all__ = ["start_serving", "stop_serving"]
+
+
+def start_serving(
+    loop: Any,
+    protocol_factory: Callable[[], Any],
+    sock: socket.socket,
+    sslcontext: "ssl.SSLContext | None",
+    server: Any,
+    backlog: int,
+    ssl_handshake_timeout: float | None,
+    ssl_shutdown_timeout: float | None,
+) -> None:
+    """Accept connections on ``sock`` until :func:`stop_serving`."""
+    tls = None
+    if sslcontext:
+        tls = {
+            "sslcontext": sslcontext,
+            "ssl_handshake_timeout": ssl_handshake_timeout,
+            "ssl_shutdown_timeout": ssl_shutdown_timeout,
+        }
+    connect = partial(make_accepted_transport, loop, SocketInfo(sock), server, tls)
+    # asyncio accepts `backlog` connections an event, and one where it is 0.
+    loop.listeners[sock.fileno()] = Listener(
+        loop, loop.core, sock, stream_kind(sock), max(backlog, 1), protocol_factory, connect
+    )
+
+
+def stop_serving(loop: Any, sock: socket.socket) -> None:
+    """Stop accepting on ``sock``; asyncio closes it then."""
+    listener = loop.listeners.pop(sock.fileno(), None)
+    if listener is not None:
+        listener.close()

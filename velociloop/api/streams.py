@@ -1,0 +1,131 @@
+"""Transports for sockets: ``create_connection`` and its relatives end here.
+
+asyncio's own code resolves, connects (Happy Eyeballs, ``all_errors``) and hands over a connected
+socket; these functions give its file to libuv.
+"""
+
+import asyncio
+import socket
+import ssl
+from functools import partial
+from typing import Any
+
+from .._compat import SSLProtocol
+from ..transports.stream import SocketInfo, StreamTransport
+from ..uv import core as _core
+from ..uv import sockaddr
+
+__all__ = ["make_accepted_transport", "make_socket_transport", "make_tls_protocol", "stream_kind"]
+
+_AF_UNIX = getattr(socket, "AF_UNIX", None)
+
+
+def stream_kind(sock: socket.socket) -> int:
+    """Return which libuv handle type serves this socket's family."""
+    return _core.STREAM_PIPE if sock.family == _AF_UNIX else _core.STREAM_TCP
+
+
+def _address(getter: Any) -> Any:
+    try:
+        return getter()
+    except OSError:
+        return None
+
+
+def make_socket_transport(
+    loop: Any,
+    sock: socket.socket,
+    protocol: asyncio.BaseProtocol,
+    waiter: "asyncio.Future[None] | None" = None,
+    extra: dict[str, Any] | None = None,
+    server: Any = None,
+) -> StreamTransport:
+    """Return a transport on the connected socket ``sock``.
+
+    A socket that the loop made itself is emptied (``detach``): libuv owns its file. One that the
+    user gave (see :meth:`velociloop.Loop.create_connection`) stays usable until the transport
+    closes it; libuv gets a duplicate, since the user may close theirs at any time and libuv aborts when a
+    descriptor goes away under it (H6).
+    """
+    loop._ensure_fd_no_transport(sock)
+    extra = dict(extra or {})
+    extra["sockname"] = _address(sock.getsockname)
+    if "peername" not in extra:
+        extra["peername"] = _address(sock.getpeername)
+    info = SocketInfo(sock)
+    kind = stream_kind(sock)
+    given = loop.is_user_socket(sock)
+    fd = sock.dup().detach() if given else sock.detach()
+    key = loop.core.open_stream(kind, fd)
+    return StreamTransport(
+        loop, loop.core, loop.scope, key, info, protocol, waiter, extra, server, user_sock=sock if given else None
+    )
+
+
+def make_accepted_transport(
+    loop: Any,
+    info: SocketInfo,
+    server: Any,
+    tls: dict[str, Any] | None,
+    key: int,
+    raw_peername: bytes,
+    protocol: asyncio.BaseProtocol,
+) -> StreamTransport:
+    """Return a transport on a connection that the shim has accepted."""
+    extra: dict[str, Any] = {}
+    if info.family not in sockaddr.DECODABLE:
+        fd = loop.core.fileno(key)
+        asking = socket.socket(info.family, info.type, info.proto, fileno=fd)
+        extra = {"sockname": _address(asking.getsockname), "peername": _address(asking.getpeername)}
+        asking.detach()
+    if tls is not None:
+        waiter = loop.create_future()
+        protocol = make_tls_protocol(loop, protocol, waiter=waiter, server_side=True, **tls)
+    transport = StreamTransport(
+        loop, loop.core, loop.scope, key, info, protocol, None, extra, server, raw_peername=raw_peername
+    )
+    if tls is not None:
+        waiter.add_done_callback(partial(_handshake_ended, loop, transport, protocol))
+    return transport
+
+
+def _handshake_ended(
+    loop: Any, transport: StreamTransport, protocol: Any, waiter: "asyncio.Future[None]"
+) -> None:
+    exc = None if waiter.cancelled() else waiter.exception()
+    if exc is None and not waiter.cancelled():
+        return
+    transport.close()
+    if exc is not None and loop.get_debug():
+        loop.call_exception_handler(
+            {
+                "message": "Error on transport creation for incoming connection",
+                "exception": exc,
+                "protocol": protocol,
+                "transport": transport,
+            }
+        )
+
+
+def make_tls_protocol(
+    loop: Any,
+    protocol: asyncio.BaseProtocol,
+    sslcontext: "ssl.SSLContext | None",
+    waiter: "asyncio.Future[None] | None",
+    *,
+    server_side: bool = False,
+    server_hostname: str | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+) -> Any:
+    """Return the TLS layer between a stream transport and ``protocol``.  Timeouts in seconds."""
+    return SSLProtocol(
+        loop,
+        protocol,
+        sslcontext,
+        waiter,
+        server_side,
+        server_hostname,
+        ssl_handshake_timeout=ssl_handshake_timeout,
+        ssl_shutdown_timeout=ssl_shutdown_timeout,
+    )

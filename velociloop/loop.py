@@ -1,0 +1,289 @@
+"""The event loop."""
+
+import asyncio
+import os
+import socket
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ._compat import SSL_HANDSHAKE_TIMEOUT, SSL_SHUTDOWN_TIMEOUT
+from .api import serve, streams
+from .scheduling.callbacks import CallbackScope
+from .scheduling.dispatch import Dispatcher, DrainHandle
+from .scheduling.turn import run_once
+from .scheduling.wakeup import SignalWakeup
+from .uv.core import Core, Statistics
+from .uv.selector import Selector
+
+__all__ = ["Loop", "Statistics", "new_event_loop"]
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """asyncio's selector event loop, with libuv as its selector and under its transports.
+
+    Everything that asyncio documents is inherited or overridden; see docs/architecture.md for
+    which, and docs/differences.md for what differs on purpose.
+    """
+
+    def __init__(self, selector: Any = None) -> None:
+        """``selector`` is accepted for compatibility with ``asyncio.SelectorEventLoop``.
+
+        It is closed: the loop's selector is libuv.
+        """
+        if selector is not None:
+            selector.close()
+        self.core = Core()
+        self.scope = CallbackScope()
+        self.listeners: dict[int, Any] = {}
+        self._user_sockets: set[int] = set()
+        self._wakeup = SignalWakeup()
+        self._uv_selector = Selector(self.core)
+        super().__init__(self._uv_selector)
+        self._dispatcher = Dispatcher(self.core, self.scope, self._requeue, self._report_defect)
+        self._uv_selector.before_wait = self._arm_wakeup
+        self._uv_selector.on_foreign = self._adopt
+        _live_loops.add(self)
+
+    def statistics(self) -> Statistics:
+        """Return the loop's counters (``handles``: what is open now; all 0 once closed)."""
+        found = self.core.statistics()
+        own = 0 if self.is_closed() else 1  # the selector's handle is the loop's own
+        return Statistics(
+            handles=found.handles - own,
+            closing=found.closing,
+            writes=found.writes,
+            records=found.records,
+            polls=found.polls,
+            ring_segments=found.ring_segments,
+            slab_segments=found.slab_segments,
+        )
+
+    # -- the turn -----------------------------------------------------------------
+
+    def run_forever(self) -> None:
+        """Run until :meth:`stop`; see ``asyncio.loop.run_forever``.
+
+        Raises OSError if somebody has closed libuv's own descriptor.
+        """
+        if not self.is_closed() and not self.is_running():
+            if self._foreign:
+                self._adopt()
+            self.core.check()
+        try:
+            super().run_forever()
+        finally:
+            self._disarm_wakeup()
+
+    def _run_once(self) -> None:
+        if self._debug:
+            # asyncio's own turn, with its messages.  Nothing is corked there.
+            self.scope.active = False
+            super()._run_once()  # type: ignore[misc]
+        else:
+            run_once(self, self.scope)
+
+    def _process_events(self, event_list: Any) -> None:
+        if event_list:
+            super()._process_events(event_list)  # type: ignore[misc]
+        dispatcher = self._dispatcher
+        if not dispatcher.pending():
+            return
+        if not self._debug:
+            self._ready.append(DrainHandle(dispatcher, self))
+            return
+        # One Handle a record, so that "Executing <Handle ...> took ..." names the transport.
+        for owner in dispatcher.owners_of_pending():
+            self._ready.append(asyncio.Handle(self._dispatch_one, (owner,), self))
+
+    def _dispatch_one(self, owner: Any) -> None:
+        """Dispatch the next record; ``owner`` is there for the Handle's repr."""
+        self._dispatcher.dispatch_one()
+
+    def _requeue(self, handle: asyncio.Handle) -> None:
+        self._ready.appendleft(handle)
+
+    def _report_defect(self, exc: BaseException, owner: Any) -> None:
+        self.call_exception_handler(
+            {"message": f"Defect in velociloop while dispatching to {owner!r}", "exception": exc}
+        )
+
+    def _write_to_self(self) -> None:
+        self.core.wake()
+
+    # -- signals ------------------------------------------------------------------
+
+    def _arm_wakeup(self) -> None:
+        self._uv_selector.wait_unprepared()
+        self._wakeup.arm(self._csock.fileno())
+
+    def _disarm_wakeup(self) -> None:
+        if self.is_closed():
+            return
+        # asyncio leaves the descriptor set while there are handlers: their signals count
+        # between two runs as well.
+        if not self._signal_handlers:
+            self._wakeup.restore()
+        self._uv_selector.before_wait = self._arm_wakeup
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        """See ``asyncio.loop.remove_signal_handler``."""
+        removed = super().remove_signal_handler(sig)
+        # With the last handler asyncio unsets the wakeup descriptor; Ctrl-C needs it still.
+        if removed and not self._signal_handlers and not self.is_closed():
+            self._uv_selector.before_wait = self._arm_wakeup
+        return removed
+
+    # -- connections ----------------------------------------------------------------
+
+    @contextmanager
+    def _given_by_user(self, sock: Any) -> Iterator[None]:
+        """Within, ``sock`` is known as the user's, not one that asyncio's code has made."""
+        self._user_sockets.add(id(sock))
+        try:
+            yield
+        finally:
+            self._user_sockets.discard(id(sock))
+
+    def is_user_socket(self, sock: socket.socket) -> bool:
+        """Return whether ``sock`` came in through a ``sock=`` argument."""
+        return id(sock) in self._user_sockets
+
+    async def create_connection(  # type: ignore[override]
+        self, protocol_factory: Any, *args: Any, sock: Any = None, **kwargs: Any
+    ) -> Any:
+        """See ``asyncio.loop.create_connection``."""
+        if sock is None:
+            return await super().create_connection(protocol_factory, *args, **kwargs)
+        with self._given_by_user(sock):
+            return await super().create_connection(protocol_factory, *args, sock=sock, **kwargs)
+
+    async def create_unix_connection(  # type: ignore[override]
+        self, protocol_factory: Any, path: Any = None, *, sock: Any = None, **kwargs: Any
+    ) -> Any:
+        """See ``asyncio.loop.create_unix_connection``."""
+        if sock is None:
+            return await super().create_unix_connection(protocol_factory, path, **kwargs)
+        with self._given_by_user(sock):
+            return await super().create_unix_connection(protocol_factory, path, sock=sock, **kwargs)
+
+    async def connect_accepted_socket(  # type: ignore[override]
+        self, protocol_factory: Any, sock: Any, **kwargs: Any
+    ) -> Any:
+        """See ``asyncio.loop.connect_accepted_socket``."""
+        with self._given_by_user(sock):
+            return await super().connect_accepted_socket(protocol_factory, sock, **kwargs)
+
+    def _make_socket_transport(
+        self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, server: Any = None
+    ) -> Any:
+        return streams.make_socket_transport(self, sock, protocol, waiter, extra, server)
+
+    def _make_ssl_transport(
+        self,
+        rawsock: Any,
+        protocol: Any,
+        sslcontext: Any,
+        waiter: Any = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: Any = None,
+        server: Any = None,
+        ssl_handshake_timeout: float | None = SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = SSL_SHUTDOWN_TIMEOUT,
+    ) -> Any:
+        tls = streams.make_tls_protocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        streams.make_socket_transport(self, rawsock, tls, None, extra, server)
+        return tls._app_transport
+
+    def _start_serving(
+        self,
+        protocol_factory: Any,
+        sock: Any,
+        sslcontext: Any = None,
+        server: Any = None,
+        backlog: int = 100,
+        ssl_handshake_timeout: float | None = SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = SSL_SHUTDOWN_TIMEOUT,
+    ) -> None:
+        serve.start_serving(
+            self, protocol_factory, sock, sslcontext, server, backlog, ssl_handshake_timeout, ssl_shutdown_timeout
+        )
+
+    def _stop_serving(self, sock: Any) -> None:
+        serve.stop_serving(self, sock)
+        super()._stop_serving(sock)  # type: ignore[misc]
+
+    # -- the end --------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the loop; see ``asyncio.loop.close``.
+
+        Transports that are still open warn (ResourceWarning) and are closed.
+        """
+        if self.is_running():
+            raise RuntimeError("Cannot close a running event loop")
+        if self.is_closed():
+            return
+        if self._foreign:
+            self._adopt()
+        self._wakeup.restore()
+        for owner in list(self.core.registry.owners.values()):
+            owner.on_loop_close()
+        self.listeners.clear()
+        super().close()
+        self.core.close()
+
+    # -- fork (H11) -------------------------------------------------------------------
+
+    _foreign = False
+
+    def _abandon(self) -> None:
+        """In a forked child: nothing of this loop may be touched that the parent shares."""
+        if self.is_closed():
+            return
+        self._foreign = True
+        self.core.abandon()
+        self._uv_selector.abandon()
+        self._wakeup.abandon()
+
+    def _adopt(self) -> None:
+        """In a forked child: take the inherited loop into use, with kernel objects of its own."""
+        self.core.adopt()
+        self._foreign = False
+        self._uv_selector.adopt()
+        self._uv_selector.before_wait = self._arm_wakeup
+        # The self-pipe is shared too: a byte written by one process would wake the other.
+        self._close_self_pipe()
+        self._make_self_pipe()
+
+
+def new_event_loop() -> Loop:
+    """Return a new :class:`Loop`; for ``asyncio.Runner(loop_factory=...)`` and the like.
+
+    Raises OSError if the process is out of descriptors.
+    """
+    return Loop()
+
+
+_live_loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for loop in list(_live_loops):
+        loop._abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,202 @@
+"""From records to their owners: the only consumer of the ring.
+
+Facts (H1): KeyboardInterrupt can strike anywhere, and a nested turn inside a callback
+(nest_asyncio) may poll and dispatch while an outer dispatch is on the stack.  Seen with a naive
+consumer: an interrupt in A's ``data_received`` lost B's bytes, and a nested turn handed C's
+bytes to B.
+
+Consequence: the read cursor (``words[HEAD]``) lives in the shim and moves *before* each dispatch;
+every record is looked at anew through it, so whoever consumes, each record is consumed once and in
+order.  ``words[FRAMES]`` counts dispatchers on the stack: while it is not 0, the shim does not
+reuse the ring and the slab.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from ..uv import ring as _ring
+from ..uv.core import Core
+from ..uv.registry import Owner
+from .callbacks import CallbackScope
+
+__all__ = ["Dispatcher", "DrainHandle"]
+
+_READ = _ring.READ
+_ACCEPT = _ring.ACCEPT
+_HEAD = _ring.HEAD
+_TAIL = _ring.TAIL
+_FRAMES = _ring.FRAMES
+_SHIFT = _ring.SEGMENT_SHIFT
+_MASK = _ring.SEGMENT_MASK
+_SIZE = _ring.RECORD.size
+_unpack = _ring.RECORD.unpack_from
+
+
+class DrainHandle(asyncio.Handle):
+    """The one entry of the ready queue that dispatches a poll's completions.
+
+    A Handle, so that FIFO order, ``stop()`` and whoever looks into ``_ready`` see what they
+    know.  It enters no context of its own: every owner has its own.
+    """
+
+    __slots__ = ("_dispatcher",)
+
+    def __init__(self, dispatcher: "Dispatcher", loop: Any) -> None:
+        super().__init__(dispatcher.drain, (), loop)
+        self._dispatcher = dispatcher
+
+    def _run(self) -> None:
+        try:
+            self._dispatcher.drain()
+        except BaseException:
+            # KeyboardInterrupt or SystemExit out of a protocol: the run ends with it, and what
+            # was received behind it comes first in the next run.
+            if self._dispatcher.pending():
+                self._dispatcher.requeue(self)
+            raise
+
+
+class Dispatcher:
+    """Pops records and calls their owners.
+
+    ``requeue`` puts a handle back at the head of the ready queue.  ``report`` takes an exception
+    that an owner let through, which is a defect of ours: users' exceptions are the owners' matter.
+    """
+
+    __slots__ = ("_core", "_report", "_ring", "_scope", "requeue")
+
+    def __init__(
+        self,
+        core: Core,
+        scope: CallbackScope,
+        requeue: Callable[[Any], None],
+        report: Callable[[BaseException, Any], None],
+    ) -> None:
+        self._core = core
+        self._ring = core.ring
+        self._scope = scope
+        self.requeue = requeue
+        self._report = report
+
+    def pending(self) -> int:
+        """Return the number of records that nobody has consumed."""
+        return len(self._ring)
+
+    def drain(self) -> None:
+        """Dispatch records until the ring is empty."""
+        ring = self._ring
+        words = ring.words
+        segments = ring.segments
+        slabs = ring.slabs
+        owners = self._core.registry.owners
+        wrote = self._scope.wrote
+        outer = words[_FRAMES]
+        words[_FRAMES] = outer + 1
+        try:
+            while True:
+                head = words[_HEAD]
+                if head == words[_TAIL]:
+                    return
+                try:
+                    segment = segments[head >> _SHIFT]
+                except IndexError:
+                    ring.grow(head >> _SHIFT)
+                    segment = segments[head >> _SHIFT]
+                key, operation, number, result, aux = _unpack(segment, (head & _MASK) * _SIZE)
+                if operation == _READ:
+                    try:
+                        slab = slabs[number]
+                    except IndexError:
+                        ring.grow_slab(number)
+                        slab = slabs[number]
+                    owner = owners.get(key)
+                    words[_HEAD] = head + 1
+                    if owner is None:
+                        continue  # closed after the poll: nobody wants these bytes
+                    if outer:
+                        owner.enter_anew()
+                    try:
+                        owner.on_read(result, slab, aux)
+                    except Exception as exc:
+                        self._report(exc, owner)
+                else:
+                    words[_HEAD] = head + 1
+                    self._dispatch_other(key, operation, number, result, aux, outer)
+                if wrote:
+                    self._scope.end()
+        finally:
+            words[_FRAMES] = outer
+            if wrote:
+                self._scope.end()
+
+    def owner_of_next(self) -> Owner | None:
+        """Return whose record is the next one, for a debug handle's repr."""
+        return self._owner_at(self._ring.words[_HEAD])
+
+    def owners_of_pending(self) -> list[Owner | None]:
+        """Return the owner of each record that nobody has consumed, in order."""
+        words = self._ring.words
+        return [self._owner_at(position) for position in range(words[_HEAD], words[_TAIL])]
+
+    def dispatch_one(self) -> None:
+        """Dispatch the next record, if there is one (debug mode: one Handle a record)."""
+        ring = self._ring
+        words = ring.words
+        head = words[_HEAD]
+        if head == words[_TAIL]:
+            return  # a nested turn was here before
+        outer = words[_FRAMES]
+        words[_FRAMES] = outer + 1
+        try:
+            key, operation, number, result, aux = self._record_at(head)
+            words[_HEAD] = head + 1
+            if operation == _READ:
+                owner = self._core.registry.owners.get(key)
+                if owner is not None:
+                    if outer:
+                        owner.enter_anew()
+                    ring.grow_slab(number)
+                    owner.on_read(result, ring.slabs[number], aux)
+            else:
+                self._dispatch_other(key, operation, number, result, aux, outer)
+        finally:
+            words[_FRAMES] = outer
+            self._scope.end()
+
+    def _record_at(self, position: int) -> tuple[int, int, int, int, int]:
+        ring = self._ring
+        ring.grow(position >> _SHIFT)
+        record: tuple[int, int, int, int, int] = _unpack(
+            ring.segments[position >> _SHIFT], (position & _MASK) * _SIZE
+        )
+        return record
+
+    def _owner_at(self, position: int) -> Owner | None:
+        return self._core.registry.owners.get(self._record_at(position)[0])
+
+    def _dispatch_other(
+        self, key: int, operation: int, number: int, result: int, aux: int, nested: int
+    ) -> None:
+        registry = self._core.registry
+        owner = registry.owners.get(key)
+        if nested and owner is not None:
+            owner.enter_anew()
+        try:
+            if operation == _ACCEPT:
+                if owner is None:
+                    # H8: "a record whose server has closed meanwhile closes its descriptor".
+                    if result > 0:
+                        self._core.close_handle(result)
+                elif result > 0:
+                    self._ring.grow_slab(number)
+                    owner.on_accept(result, self._ring.slabs[number], aux)
+                else:
+                    owner.on_accept(result, None, 0)
+            else:
+                # WRITE_DONE.  The pin is the request's: it goes whether the owner lives or not.
+                size = registry.unpin(aux)
+                if owner is not None:
+                    owner.on_written(result, size)
+        except Exception as exc:
+            self._report(exc, owner)

@@ -1,0 +1,66 @@
+"""Ctrl-C and Python-level signal handlers while libuv waits.
+
+Facts (H10): libuv's poll swallows EINTR, so a signal whose handler is Python's ends no wait by
+itself.  ``signal.set_wakeup_fd`` has the C-level handler write a byte, which does.  The interpreter
+runs the Python handler between two bytecodes, so right after the poll has returned.
+
+Choice: armed by the main thread's first wait that may block, not when the run starts, because
+nest_asyncio and others replace ``run_forever``; restored when the run ends; off in a forked child,
+which shares the pipe with its parent.
+"""
+
+import signal
+import threading
+
+__all__ = ["SignalWakeup"]
+
+_NONE = -1
+
+
+class SignalWakeup:
+    """Has signals write to one descriptor while the loop runs.
+
+    Not armed --arm()--> armed --restore()--> not armed.  ``previous`` is what was set before.
+    """
+
+    __slots__ = ("_fd", "_previous")
+
+    def __init__(self) -> None:
+        self._fd = _NONE
+        self._previous = _NONE
+
+    @property
+    def armed(self) -> bool:
+        """Whether signals write to the descriptor of :meth:`arm`."""
+        return self._fd != _NONE
+
+    def arm(self, fd: int) -> None:
+        """Have signals write to ``fd``, in the main thread; elsewhere do nothing.
+
+        Python runs signal handlers in the main thread only, and only that one may set the
+        descriptor (``signal.set_wakeup_fd``: "only be called from the main thread").
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        previous = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+        if previous != fd:
+            self._previous = previous
+        self._fd = fd
+
+    def restore(self) -> None:
+        """Put back what was set before; nothing if somebody has set another since."""
+        if self._fd == _NONE or threading.current_thread() is not threading.main_thread():
+            return
+        mine, self._fd = self._fd, _NONE
+        previous, self._previous = self._previous, _NONE
+        found = signal.set_wakeup_fd(previous, warn_on_full_buffer=False)
+        if found != mine:
+            signal.set_wakeup_fd(found, warn_on_full_buffer=False)
+
+    def abandon(self) -> None:
+        """In a forked child: signals of the child must not reach the parent's loop."""
+        if self._fd == _NONE:
+            return
+        self._fd = self._previous = _NONE
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(_NONE)

@@ -1,0 +1,150 @@
+"""A listening socket: accepted connections become transports.
+
+What asyncio's ``_accept_connection`` does, with the accepting itself done by the shim.
+"""
+
+import contextvars
+import enum
+import socket
+from asyncio.log import logger
+from collections.abc import Callable
+from typing import Any
+
+from .._compat import ACCEPT_RETRY_DELAY, TransportSocket
+from ..uv import errors, ring
+
+__all__ = ["Connect", "Listener", "ListenerState"]
+
+#: Makes a transport of (key of the stream, raw peer address, protocol).
+Connect = Callable[[int, bytes, Any], Any]
+
+# At most so many connections are accepted in one poll, so that a flood of them does not
+# keep established ones waiting; asyncio's bound is the backlog.
+LARGEST_BATCH = 128
+
+
+class ListenerState(enum.Enum):
+    """What becomes of a connection attempt.
+
+    ::
+
+        LISTENING --out of descriptors or memory--> STARVED --ACCEPT_RETRY_DELAY--> LISTENING
+            |                                          |
+            +--any other error--> FAILED               |
+            +--close()---------------------------------+--> CLOSED
+
+    STARVED: attempts wait in the backlog.  FAILED: the socket will never accept again (H8: "a
+    listener that was shutdown() gives EINVAL forever").
+    """
+
+    LISTENING = "listening"
+    STARVED = "starved"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+class Listener:
+    """Accepts on ``sock``, which stays the server's.
+
+    ``protocol_factory`` is called for each connection in a copy of the context that started the
+    server; ``connect`` then makes its transport.
+    """
+
+    def __init__(
+        self,
+        loop: Any,
+        core: Any,
+        sock: socket.socket,
+        kind: int,
+        batch: int,
+        protocol_factory: Callable[[], Any],
+        connect: Connect,
+    ) -> None:
+        self._loop = loop
+        self._core = core
+        self._sock = sock
+        self._protocol_factory = protocol_factory
+        self._connect = connect
+        self._context = contextvars.copy_context()
+        self._retry: Any = None
+        self._starvation_reported = False
+        self._key = core.open_listener(kind, sock.fileno(), min(batch, LARGEST_BATCH))
+        core.registry.owners[self._key] = self
+        self._state = ListenerState.LISTENING
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._state.value} {self._sock!r}>"
+
+    def close(self) -> None:
+        """Stop accepting.  The socket is not touched."""
+        if self._state is ListenerState.CLOSED:
+            return
+        self._state = ListenerState.CLOSED
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._core.close_handle(self._key)
+
+    def on_accept(self, result: int, slab: Any, offset: int) -> None:
+        """See ``Owner``."""
+        if result < 0:
+            self._context.run(self._stopped, errors.exception_for(result))
+            return
+        self._starvation_reported = False
+        self._context.copy().run(self._accepted, result, ring.accepted_address(slab, offset))
+
+    def _accepted(self, key: int, raw_peername: bytes) -> None:
+        try:
+            protocol = self._protocol_factory()
+        except BaseException as exc:
+            self._core.close_handle(key)
+            if isinstance(exc, (SystemExit, KeyboardInterrupt)):
+                raise
+            # asyncio says this in debug mode only, and otherwise drops the connection in silence.
+            self._report("Error on transport creation for incoming connection", exc)
+            return
+        transport = self._connect(key, raw_peername, protocol)
+        if self._loop.get_debug():
+            peername = transport.get_extra_info("peername")
+            logger.debug("%r got a new connection from %r: %r", self, peername, transport)
+
+    def _stopped(self, exc: OSError | RuntimeError) -> None:
+        """The shim has stopped watching because of ``exc``."""
+        if isinstance(exc, OSError) and exc.errno in errors.OUT_OF_RESOURCES:
+            self._state = ListenerState.STARVED
+            if not self._starvation_reported:
+                self._starvation_reported = True
+                self._report("socket.accept() out of system resource", exc)
+            self._retry = self._loop.call_later(ACCEPT_RETRY_DELAY, self._restart)
+            return
+        self._state = ListenerState.FAILED
+        self._report("socket.accept() failed; this server accepts no more connections on this socket", exc)
+
+    def _restart(self) -> None:
+        self._retry = None
+        status = self._core.restart_listener(self._key)
+        if status < 0:
+            self._stopped(errors.exception_for(status))
+        else:
+            self._state = ListenerState.LISTENING
+
+    def _report(self, message: str, exc: BaseException) -> None:
+        self._loop.call_exception_handler(
+            {"message": message, "exception": exc, "socket": TransportSocket(self._sock)}
+        )
+
+    # -- what an Owner needs besides ----------------------------------------------------
+
+    def enter_anew(self) -> None:
+        """See ``Owner``."""
+        self._context = self._context.copy()
+
+    def on_loop_close(self) -> None:
+        """See ``Owner``.  The socket object warns for itself if nobody closes it."""
+        self.close()
+
+    def on_read(self, result: int, slab: Any, offset: int) -> None:
+        """Never called: a listener has no READ records."""
+
+    def on_written(self, status: int, size: int) -> None:
+        """Never called: a listener has no WRITE_DONE records."""

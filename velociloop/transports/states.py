@@ -1,0 +1,74 @@
+"""The states of a stream transport, each an enum with its transitions.
+
+Three things change independently: the connection as a whole, what is read, and what is written.
+"""
+
+import enum
+
+__all__ = ["Cork", "Phase", "Reading", "Sending"]
+
+
+class Phase(enum.Enum):
+    """The connection.
+
+    ::
+
+        OPEN --close()--> CLOSING --all bytes sent--> CLOSED
+          |                  |
+          +--close(), nothing to send; abort(); error--> LOST --connection_lost()--> CLOSED
+
+    CLOSING: what was written before ``close()`` is still being sent; nothing is read.
+    LOST: ``connection_lost`` is scheduled.  CLOSED: it was called, the descriptor is closed.
+    """
+
+    OPEN = "open"
+    CLOSING = "closing"
+    LOST = "lost"
+    CLOSED = "closed"
+
+
+class Reading(enum.Enum):
+    """The receiving direction.
+
+    ::
+
+        IDLE --connection_made() has returned--> ACTIVE <--pause/resume_reading()--> PAUSED
+          |                                        |                                   |
+          |                                        +--end of stream--> ENDED           |
+          +--pause_reading() in connection_made()--------------------------------------+
+
+    Every state but ENDED is left for good when the phase leaves OPEN: nothing is read then.
+    """
+
+    IDLE = "idle"
+    ACTIVE = "active"
+    PAUSED = "paused"
+    ENDED = "ended"
+
+
+class Sending(enum.Enum):
+    """The sending direction.
+
+    ::
+
+        OPEN --write_eof()--> ENDING --all bytes sent, shutdown(2)--> ENDED
+    """
+
+    OPEN = "open"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
+class Cork(enum.Enum):
+    """Whether a write waits for the end of the callback that wrote (DESIGN, "Write").
+
+    ::
+
+        OUT --a second write in one callback--> IN --CALM_CALLBACKS callbacks with one write--> OUT
+
+    OUT: the first write of a callback goes to the kernel at once, so a program that writes and
+    then blocks is heard.  IN: all writes of a callback leave together when it ends.
+    """
+
+    OUT = "out"
+    IN = "in"

@@ -1,0 +1,643 @@
+"""TCP and Unix stream transports.
+
+The contract is asyncio's: "Transports and Protocols" in its documentation, and where that is silent
+the selector transport of the installed interpreter.
+"""
+
+import asyncio
+import contextvars
+import socket
+import warnings
+from asyncio.log import logger
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from .._compat import (
+    LOG_THRESHOLD_FOR_CONNLOST_WRITES,
+    SENDFILE_TRY_NATIVE,
+    FlowControlMixin,
+    TransportSocket,
+    server_attach,
+    server_detach,
+    set_result_unless_cancelled,
+)
+from ..uv import errors, sockaddr
+from .states import Cork, Phase, Reading, Sending
+
+if TYPE_CHECKING:
+    from ..scheduling.callbacks import CallbackScope
+    from ..uv.core import Core
+
+__all__ = ["SocketInfo", "StreamTransport"]
+
+# So many callbacks with a single write each, one after another, take the cork out again.
+CALM_CALLBACKS = 8
+
+_BUFFER_TYPES = (bytes, bytearray, memoryview)
+_EOF = errors.EOF
+_EAGAIN = errors.EAGAIN
+
+# Enum members are looked up through their class's metaclass; these are plain globals.
+_OPEN = Phase.OPEN
+_CLOSING = Phase.CLOSING
+_LOST = Phase.LOST
+_CLOSED = Phase.CLOSED
+_ACTIVE = Reading.ACTIVE
+_PAUSED = Reading.PAUSED
+_SENDING_OPEN = Sending.OPEN
+_CORK_IN = Cork.IN
+_CORK_OUT = Cork.OUT
+
+
+class SocketInfo:
+    """What a transport must know to make a ``socket.socket`` object of its descriptor.
+
+    Without ``family``, ``type`` and ``proto`` in hand, ``socket.socket(fileno=...)`` asks the kernel
+    for each.
+    """
+
+    __slots__ = ("family", "proto", "type")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.family = int(sock.family)
+        self.type = int(sock.type)
+        self.proto = sock.proto
+
+
+class StreamTransport(FlowControlMixin):
+    """A connected stream socket: libuv reads it into the slab, writes go straight to the kernel.
+
+    Made by the loop; ``key`` names the shim's handle, which this transport owns from then on.
+    ``user_sock`` is a socket object that the user gave and whose file the handle shares under
+    another descriptor: it is closed with the transport, since the peer sees no end of the
+    stream before both are.
+    """
+
+    _start_tls_compatible = True
+    _sendfile_compatible = SENDFILE_TRY_NATIVE
+
+    _loop: Any
+    _protocol: Any
+
+    # Read by __del__, also of a transport whose __init__ failed.
+    _phase = _CLOSED
+
+    def __init__(
+        self,
+        loop: Any,
+        core: "Core",
+        scope: "CallbackScope",
+        key: int,
+        info: SocketInfo,
+        protocol: asyncio.BaseProtocol,
+        waiter: "asyncio.Future[None] | None" = None,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        raw_peername: bytes | None = None,
+        user_sock: socket.socket | None = None,
+    ) -> None:
+        super().__init__(extra, loop)
+        self._core = core
+        self._scope = scope
+        self._key = key
+        self._info = info
+        self._user_sock = user_sock
+        self._made_sock: socket.socket | None = None
+        self._raw_peername = raw_peername
+        self._raw_sockname: bytes | None = None
+        self._sock_fd = core.fileno(key) if user_sock is None else user_sock.fileno()
+        self._phase = _OPEN
+        self._reading = Reading.IDLE
+        self._sending = _SENDING_OPEN
+        self._conn_lost = 0  # writes since connection_lost was scheduled, as asyncio counts them
+        self._unsent_bytes = 0  # given to libuv, not sent yet
+        self._corked: list[bytes] = []  # written in this callback, not given to anybody yet
+        self._corked_bytes = 0
+        self._cork = _CORK_OUT
+        self._callback_writes = 0
+        self._calm_callbacks = 0
+        self._held: deque[bytes | int] = deque()  # received, but reading was paused meanwhile
+        self._empty_waiter: asyncio.Future[None] | None = None
+        self._read_context: contextvars.Context | None = None
+        self._write_context: contextvars.Context | None = None
+        self._server = server
+        self._protocol_connected = False
+        self._buffered = False
+        self.set_protocol(protocol)
+        if server is not None:
+            server_attach(server, self)
+        loop._transports[self._sock_fd] = self
+        core.registry.owners[key] = self
+
+        # asyncio's order: connection_made, then reading, then whoever waits for the connection.
+        # Each has a context of its own, copied from the one that made the transport.
+        loop.call_soon(self._make_connection)
+        loop.call_soon(self._begin_reading)
+        if waiter is not None:
+            loop.call_soon(set_result_unless_cancelled, waiter, None)
+
+    def __repr__(self) -> str:
+        info = [type(self).__name__, f"fd={self._sock_fd}", self._phase.value]
+        if self._phase in (_OPEN, _CLOSING):
+            info.append(f"read={'polling' if self._reading is _ACTIVE else self._reading.value}")
+            writing = "polling" if self._unsent_bytes else "idle"
+            info.append(f"write=<{writing}, bufsize={self._unsent_bytes + self._corked_bytes}>")
+            if self._cork is _CORK_IN:
+                info.append("corked")
+        return f"<{' '.join(info)}>"
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if self._phase is not _CLOSED:
+            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+            self._release()
+
+    # -- information ---------------------------------------------------------------
+
+    @property
+    def _sock(self) -> socket.socket | None:
+        # asyncio's sendfile works on this.  None once closed, as there.
+        if self._phase is _CLOSED:
+            return None
+        if self._user_sock is not None:
+            return self._user_sock
+        if self._made_sock is None:
+            info = self._info
+            # It shares its descriptor with libuv, which closes it: _release() detaches it first.
+            self._made_sock = socket.socket(info.family, info.type, info.proto, fileno=self._sock_fd)
+            self._made_sock.setblocking(False)
+        return self._made_sock
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return ``'socket'``, ``'sockname'``, ``'peername'``, or what the creator has put there.
+
+        Follows "Transport information" in asyncio's documentation.  The ``'socket'`` is an
+        ``asyncio.TransportSocket``; what is corked leaves before it is handed out.
+        """
+        extra = self._extra
+        if name not in extra:
+            if name == "sockname":
+                self._learn_sockname()
+                extra[name] = sockaddr.decode(self._raw_sockname or b"")
+            elif name == "peername":
+                extra[name] = sockaddr.decode(self._raw_peername or b"")
+            elif name == "socket":
+                extra[name] = TransportSocket(self._sock or self._closed_socket())
+        if name == "socket" and self._corked:
+            self._flush()
+        return extra.get(name, default)
+
+    def _learn_sockname(self) -> None:
+        if self._raw_sockname is None:
+            self._raw_sockname = self._core.sockname(self._key)
+
+    def _closed_socket(self) -> socket.socket:
+        info = self._info
+        sock = socket.socket(info.family, info.type, info.proto)
+        sock.close()
+        return sock
+
+    def is_closing(self) -> bool:
+        """Return whether the transport is closing or closed."""
+        return self._phase is not _OPEN
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Set the protocol that the next event goes to."""
+        self._protocol = protocol
+        self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
+        self._protocol_connected = True
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Return the current protocol; None after ``connection_lost``, as asyncio."""
+        protocol: asyncio.BaseProtocol = self._protocol
+        return protocol
+
+    def _make_connection(self) -> None:
+        try:
+            self._protocol.connection_made(self)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            # asyncio reports and goes on with a protocol that was never set up.
+            self._fatal_error(exc, "Fatal error: protocol.connection_made() call failed.")
+
+    # -- reading -------------------------------------------------------------------
+
+    def is_reading(self) -> bool:
+        """Return whether the transport would deliver what arrives."""
+        return self._phase is _OPEN and self._reading is not _PAUSED
+
+    def pause_reading(self) -> None:
+        """Deliver nothing until :meth:`resume_reading`; does nothing if paused or closing."""
+        if self._phase is not _OPEN or self._reading is _PAUSED:
+            return
+        if self._reading is Reading.ENDED:
+            return
+        if self._reading is _ACTIVE:
+            self._core.stop_reading(self._key)
+        self._reading = _PAUSED
+        if self._loop.get_debug():
+            logger.debug("%r pauses reading", self)
+
+    def resume_reading(self) -> None:
+        """Deliver again, first what had been received before the pause."""
+        if self._phase is not _OPEN or self._reading is not _PAUSED:
+            return
+        self._reading = Reading.IDLE
+        self._begin_reading()
+        if self._loop.get_debug():
+            logger.debug("%r resumes reading", self)
+
+    def _begin_reading(self) -> None:
+        if self._phase is not _OPEN or self._reading is not Reading.IDLE:
+            return
+        # asyncio's reader is a Handle made here: what it runs sees this context's variables.
+        self._read_context = contextvars.copy_context()
+        self._reading = _ACTIVE
+        if self._held:
+            # Runs before what the next poll receives, which is dispatched behind it.
+            self._loop.call_soon(self._deliver_held)
+        self._core.start_reading(self._key)
+
+    def enter_anew(self) -> None:
+        """See ``Owner``: a nested turn comes while a callback of this transport may be running."""
+        if self._read_context is not None:
+            self._read_context = self._read_context.copy()
+        if self._write_context is not None:
+            self._write_context = self._write_context.copy()
+
+    def on_read(self, result: int, slab: Any, offset: int) -> None:
+        """See ``Owner``."""
+        if self._reading is _ACTIVE and result > 0 and not self._buffered and not self._held:
+            try:
+                self._read_context.run(  # type: ignore[union-attr]  # made by _begin_reading()
+                    self._protocol.data_received, slab[offset : offset + result]
+                )
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:
+                self._read_context.run(  # type: ignore[union-attr]
+                    self._fatal_error, exc, "Fatal error: protocol.data_received() call failed."
+                )
+            return
+        if self._phase is not _OPEN:
+            return
+        if self._reading is not _ACTIVE or self._held:
+            # Received by libuv before the pause reached it.
+            self._held.append(bytes(slab[offset : offset + result]) if result > 0 else result)
+            return
+        item = memoryview(slab)[offset : offset + result] if result > 0 else result
+        self._read_context.run(self._deliver, item)  # type: ignore[union-attr]
+
+    def _deliver_held(self) -> None:
+        while self._held and self._phase is _OPEN and self._reading is _ACTIVE:
+            item = self._held.popleft()
+            # Behind it stands what came later: it must stay first in line until it was taken.
+            self._deliver(memoryview(item) if isinstance(item, bytes) else item)
+
+    def _deliver(self, item: memoryview | int) -> None:
+        if isinstance(item, int):
+            if item == _EOF:
+                self._deliver_eof()
+            else:
+                self._fatal_error(errors.exception_for(item), "Fatal read error on socket transport")
+            return
+        while item:
+            # Each call may close, pause, or put another protocol in place (STARTTLS).
+            if self._phase is not _OPEN:
+                return
+            if self._reading is not _ACTIVE:
+                self._held.appendleft(bytes(item))
+                return
+            if self._buffered:
+                size = self._fill_buffer(item)
+            else:
+                size = len(item)
+                try:
+                    self._protocol.data_received(bytes(item))
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as exc:
+                    self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+            item = item[size:]
+
+    def _fill_buffer(self, data: memoryview) -> int:
+        try:
+            buffer = self._protocol.get_buffer(-1)
+            room = len(buffer)
+            if not room:
+                raise RuntimeError("get_buffer() returned an empty buffer")
+            with memoryview(buffer) as view, view.cast("B") as target:
+                size = min(target.nbytes, data.nbytes)
+                target[:size] = data[:size]
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
+            return data.nbytes
+        try:
+            self._protocol.buffer_updated(size)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.buffer_updated() call failed.")
+        return size
+
+    def _deliver_eof(self) -> None:
+        if self._loop.get_debug():
+            logger.debug("%r received EOF", self)
+        self._reading = Reading.ENDED
+        try:
+            keep_open = self._protocol.eof_received()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.eof_received() call failed.")
+            return
+        if not keep_open:
+            self.close()
+
+    # -- writing -------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send ``data``; never blocks.
+
+        The first write of a callback goes to the kernel at once.  Raises TypeError for what is not
+        bytes-like, and RuntimeError after :meth:`write_eof` and while ``sendfile`` is running.
+        Errors of the connection are not raised but end it.
+        """
+        if type(data) is not bytes and not isinstance(data, _BUFFER_TYPES):
+            raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+        if self._sending is not _SENDING_OPEN:
+            raise RuntimeError("Cannot call write() after write_eof()")
+        if self._empty_waiter is not None:
+            raise RuntimeError("unable to write; sendfile is in progress")
+        if not data:
+            return
+        if self._conn_lost:
+            self._count_lost_write()
+            return
+        if self._scope.active:
+            writes = self._callback_writes
+            self._callback_writes = writes + 1
+            if not writes:
+                self._scope.wrote.append(self)
+                if self._cork is _CORK_IN:
+                    self._put_corked(data)
+                    return
+            else:
+                # The second in one callback: from here on they leave together, at its end.
+                self._cork = _CORK_IN
+                self._put_corked(data)
+                return
+        elif self._corked:
+            self._put_corked(data)
+            self._flush()
+            return
+        if self._unsent_bytes:
+            self._queue(data, 0)
+            return
+        sent = self._core.try_write(self._key, data)
+        if sent != len(data):
+            self._after_try_write(sent, data)
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        """Send all of ``list_of_data`` as one write would; errors as :meth:`write`."""
+        if self._sending is not _SENDING_OPEN:
+            raise RuntimeError("Cannot call writelines() after write_eof()")
+        if self._empty_waiter is not None:
+            raise RuntimeError("unable to writelines; sendfile is in progress")
+        self.write(b"".join(list_of_data))
+
+    def _count_lost_write(self) -> None:
+        if self._conn_lost >= LOG_THRESHOLD_FOR_CONNLOST_WRITES:
+            logger.warning("socket.send() raised exception.")
+        self._conn_lost += 1
+
+    def _put_corked(self, data: bytes | bytearray | memoryview) -> None:
+        # A mutable object may change before it is sent; what the user gave is its bytes of now.
+        if type(data) is not bytes:
+            data = bytes(data)
+        self._corked.append(data)
+        self._corked_bytes += len(data)
+        if self._unsent_bytes + self._corked_bytes > self._high_water:
+            # H5: past the mark at once, so that the pause is felt by the one who writes.
+            self._flush()
+
+    def on_callback_end(self) -> None:
+        """See ``Writer``."""
+        if self._callback_writes == 1:
+            self._calm_callbacks += 1
+            if self._calm_callbacks >= CALM_CALLBACKS:
+                self._cork = _CORK_OUT
+        else:
+            self._calm_callbacks = 0
+        self._callback_writes = 0
+        if self._corked:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Hand what is corked to the kernel, in one system call; the rest to libuv."""
+        corked = self._corked
+        if not corked:
+            return
+        self._corked = []
+        self._corked_bytes = 0
+        if self._conn_lost:
+            return
+        last = corked.pop()
+        first = b"".join(corked) if len(corked) != 1 else corked[0]
+        if self._unsent_bytes:
+            self._queue(first + last, 0)
+            return
+        if first and len(first) + len(last) > self._high_water:
+            # Large: sent from where they are, in one vectored call.
+            sent = self._core.try_write2(self._key, first, last)
+            if sent >= len(first):
+                sent -= len(first)
+                first = b""
+        else:
+            last = first + last
+            first = b""
+            sent = self._core.try_write(self._key, last)
+        if first:
+            self._after_try_write(sent, first + last)
+        elif sent != len(last):
+            self._after_try_write(sent, last)
+
+    def _after_try_write(self, sent: int, data: bytes | bytearray | memoryview) -> None:
+        if sent >= 0:
+            self._queue(data, sent)
+        elif sent == _EAGAIN:
+            self._queue(data, 0)
+        else:
+            self._fatal_error(errors.exception_for(sent), "Fatal write error on socket transport")
+
+    def _queue(self, data: bytes | bytearray | memoryview, start: int) -> None:
+        """Leave ``data[start:]`` to libuv, which sends it as the peer takes it."""
+        if type(data) is not bytes:
+            data = bytes(memoryview(data).cast("B")[start:])
+            start = 0
+        if not self._unsent_bytes:
+            # asyncio's writer is a Handle made here.
+            self._write_context = contextvars.copy_context()
+        self._unsent_bytes += len(data) - start
+        status = self._core.queue_write(self._key, data, start)
+        if status < 0:
+            self._fatal_error(errors.exception_for(status), "Fatal write error on socket transport")
+        elif self._unsent_bytes > self._high_water:
+            self._maybe_pause_protocol()
+
+    def on_written(self, status: int, size: int) -> None:
+        """See ``Owner``."""
+        self._unsent_bytes -= size
+        if self._conn_lost or self._phase is _CLOSED:
+            return  # aborted meanwhile: what is left ends with ECANCELED
+        self._write_context.run(self._after_written, status)  # type: ignore[union-attr]  # made by _queue()
+
+    def _after_written(self, status: int) -> None:
+        if status < 0:
+            exc = errors.exception_for(status)
+            self._fatal_error(exc, "Fatal write error on socket transport")
+            if self._empty_waiter is not None:
+                self._empty_waiter.set_exception(exc)
+            return
+        self._maybe_resume_protocol()  # may write
+        if self._unsent_bytes or self._corked:
+            return
+        if self._empty_waiter is not None:
+            self._empty_waiter.set_result(None)
+        if self._phase is _CLOSING:
+            self._lose_connection(None)
+        elif self._sending is Sending.ENDING:
+            self._shutdown()
+
+    def can_write_eof(self) -> bool:
+        """Return True: every stream socket has a sending end that closes alone."""
+        return True
+
+    def write_eof(self) -> None:
+        """Send what was written, then end the sending direction; reading goes on."""
+        if self._phase is not _OPEN or self._sending is not _SENDING_OPEN:
+            return
+        self._flush()
+        self._sending = Sending.ENDING
+        if not self._unsent_bytes and not self._conn_lost:
+            self._shutdown()
+
+    def _shutdown(self) -> None:
+        self._sending = Sending.ENDED
+        self._core.shutdown(self._key)
+
+    def get_write_buffer_size(self) -> int:
+        """Return the number of bytes that the kernel has not taken yet."""
+        if self._corked:
+            self._flush()
+        return self._unsent_bytes
+
+    # -- sendfile (asyncio's _sendfile_native works with these) ----------------------
+
+    def _make_empty_waiter(self) -> "asyncio.Future[None]":
+        if self._empty_waiter is not None:
+            raise RuntimeError("Empty waiter is already set")
+        self._flush()
+        self._empty_waiter = waiter = self._loop.create_future()
+        if not self._unsent_bytes:
+            waiter.set_result(None)
+        return waiter
+
+    def _reset_empty_waiter(self) -> None:
+        self._empty_waiter = None
+
+    def on_accept(self, result: int, slab: Any, offset: int) -> None:
+        """Never called: a stream has no ACCEPT records."""
+
+    # -- the end ---------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop reading, send what was written, then call ``connection_lost(None)``."""
+        if self._phase is not _OPEN:
+            return
+        self._flush()
+        if self._phase is not _OPEN:
+            return  # the flush has failed, and ended it
+        self._stop_reading()
+        self._phase = _CLOSING
+        if not self._unsent_bytes:
+            self._conn_lost += 1
+            self._phase = _LOST
+            self._loop.call_soon(self._lose_connection, None)
+
+    def abort(self) -> None:
+        """Close at once; what the kernel has not taken is lost.  ``connection_lost(None)`` follows."""
+        self._force_close(None)
+
+    def _stop_reading(self) -> None:
+        if self._reading is _ACTIVE:
+            self._core.stop_reading(self._key)
+        self._reading = Reading.IDLE
+        self._held.clear()
+
+    def _fatal_error(self, exc: BaseException, message: str = "Fatal error on transport") -> None:
+        if isinstance(exc, OSError):
+            # The network's, not the program's: connection_lost() is told.
+            if self._loop.get_debug():
+                logger.debug("%r: %s", self, message, exc_info=True)
+        else:
+            self._loop.call_exception_handler(
+                {"message": message, "exception": exc, "transport": self, "protocol": self._protocol}
+            )
+        self._force_close(exc)
+
+    def _force_close(self, exc: BaseException | None) -> None:
+        if self._conn_lost or self._phase is _CLOSED:
+            return
+        self._flush()
+        if self._conn_lost:
+            return  # the flush has failed: that error came first
+        self._stop_reading()
+        self._conn_lost += 1
+        self._phase = _LOST
+        self._loop.call_soon(self._lose_connection, exc)
+
+    def _lose_connection(self, exc: BaseException | None) -> None:
+        try:
+            if self._protocol_connected:
+                self._protocol.connection_lost(exc)
+        finally:
+            loop_transports, fd = self._loop._transports, self._sock_fd
+            self._release()
+            if loop_transports.get(fd) is self:
+                del loop_transports[fd]
+            self._protocol = None
+            self._loop = None
+            self._read_context = self._write_context = None
+            server, self._server = self._server, None
+            if server is not None:
+                server_detach(server, self)
+            waiter = self._empty_waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(ConnectionError("Connection is closed by peer"))
+
+    def _release(self) -> None:
+        """Close the descriptor, and with it everything that shares it."""
+        if "sockname" not in self._extra:
+            self._learn_sockname()
+        self._phase = _CLOSED
+        self._corked = []
+        self._held.clear()
+        if self._made_sock is not None:
+            self._made_sock.detach()
+            self._made_sock = None
+        self._core.close_handle(self._key)
+        if self._user_sock is not None:
+            self._user_sock.close()
+
+    def on_loop_close(self) -> None:
+        """See ``Owner``."""
+        if self._phase is not _CLOSED:
+            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self._release()
+            server, self._server = self._server, None
+            if server is not None:
+                server_detach(server, self)

@@ -1,0 +1,173 @@
+"""The shim's entries, one to one.  Binds and does nothing else.
+
+Errors come back as negative codes where the caller has to look at them on a hot path
+(:meth:`Core.try_write`), and as exceptions elsewhere.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from . import errors
+from ._ffi import ffi, lib
+from .registry import Registry
+from .ring import Ring
+
+__all__ = ["Core", "Statistics", "libuv_version"]
+
+STREAM_TCP: int = lib.VL_STREAM_TCP
+STREAM_PIPE: int = lib.VL_STREAM_PIPE
+POLL_RECORDS: int = lib.VL_POLL_RECORDS
+POLL_SELECTOR: int = lib.VL_POLL_SELECTOR
+ERR_FOREIGN: int = lib.VL_ERR_FOREIGN
+
+# Queued data goes to libuv in requests of at most this size, so that completions tell, in
+# steps of it, how much has left: asyncio's low-water mark is counted in unsent bytes.
+WRITE_REQUEST_BYTES = 256 * 1024
+
+_NAME_BYTES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counters of one loop, for tests and operators.
+
+    ``handles``, ``closing`` and ``writes`` are libuv handles that the loop's user has open, handles that
+    are being closed, and queued write requests; all are 0 on a loop with nothing open.
+    ``records`` waiting to be dispatched, and ``polls`` of the kernel so far.  ``ring_segments``
+    and ``slab_segments`` are memory: 32 KiB and 1 MiB each.
+    """
+
+    handles: int = 0
+    closing: int = 0
+    writes: int = 0
+    records: int = 0
+    polls: int = 0
+    ring_segments: int = 0
+    slab_segments: int = 0
+
+
+class Core:
+    """One ``vl_core``: a libuv loop, its ring and its slab."""
+
+    def __init__(self) -> None:
+        error = ffi.new("int *")
+        pointer = lib.vl_core_new(error)
+        if pointer == ffi.NULL:
+            raise errors.exception_for(error[0])
+        # The memory outlives the libuv loop: a late wake() finds its lock (H11).
+        self.pointer = ffi.gc(pointer, lib.vl_core_free)
+        self.ring = Ring(self.pointer)
+        self.registry = Registry()
+
+    def close(self) -> None:
+        """Close all handles and the libuv loop; pinned buffers are released."""
+        errors.check(lib.vl_core_close(self.pointer))
+        self.registry.owners.clear()
+        self.registry.pins.clear()
+
+    def wake(self) -> None:
+        """Make the current or next poll return.  From any thread; never raises."""
+        lib.vl_core_wake(self.pointer)
+
+    def check(self) -> None:
+        """Raise OSError if libuv's own descriptor was closed or replaced by somebody."""
+        errors.check(lib.vl_core_check(self.pointer))
+
+    def abandon(self) -> None:
+        """In a forked child: leave everything to the parent."""
+        lib.vl_core_abandon(self.pointer)
+
+    def adopt(self) -> None:
+        """In a forked child: take the core into use with kernel objects of its own."""
+        errors.check(lib.vl_core_adopt(self.pointer))
+
+    def statistics(self) -> Statistics:
+        """Return the counters of now."""
+        out = ffi.new("vl_statistics *")
+        lib.vl_core_statistics(self.pointer, out)
+        return Statistics(
+            handles=out.handles,
+            closing=out.closing,
+            writes=out.writes,
+            records=len(self.ring),
+            polls=out.polls,
+            ring_segments=out.ring_segments,
+            slab_segments=out.slab_segments,
+        )
+
+    # -- handles ---------------------------------------------------------------
+
+    def close_handle(self, key: int) -> int:
+        """Close a handle; its owner hears nothing more.  Returns 0 or an error code."""
+        self.registry.owners.pop(key, None)
+        return int(lib.vl_handle_close(self.pointer, key))
+
+    def fileno(self, key: int) -> int:
+        """Return the descriptor of a handle."""
+        return errors.check(lib.vl_handle_fileno(self.pointer, key))
+
+    def open_stream(self, kind: int, fd: int) -> int:
+        """Open a stream on ``fd`` and return its key.  ``fd`` is gone, on failure too."""
+        return errors.check(lib.vl_stream_open(self.pointer, kind, fd))
+
+    def sockname(self, key: int) -> bytes:
+        """Return the raw ``struct sockaddr`` that a stream is bound to; empty if it has none."""
+        name = ffi.new("char[]", _NAME_BYTES)
+        size = lib.vl_stream_sockname(self.pointer, key, name, _NAME_BYTES)
+        return bytes(ffi.buffer(name, size)[:]) if size > 0 else b""
+
+    def start_reading(self, key: int) -> None:
+        """Let received bytes become READ records."""
+        errors.check(lib.vl_stream_read_start(self.pointer, key))
+
+    def stop_reading(self, key: int) -> int:
+        """No more READ records from the next poll on.  Returns 0 or an error code."""
+        return int(lib.vl_stream_read_stop(self.pointer, key))
+
+    def try_write(self, key: int, data: bytes | bytearray | memoryview) -> int:
+        """Send what the kernel takes now; returns the number of bytes, or an error code."""
+        if type(data) is bytes:
+            return int(lib.vl_stream_try_write(self.pointer, key, data, len(data)))
+        view = ffi.from_buffer(data)
+        return int(lib.vl_stream_try_write(self.pointer, key, view, len(view)))
+
+    def try_write2(self, key: int, first: bytes, second: bytes) -> int:
+        """The same for two objects, in one system call."""
+        return int(lib.vl_stream_try_write2(self.pointer, key, first, len(first), second, len(second)))
+
+    def queue_write(self, key: int, data: bytes, start: int) -> int:
+        """Have libuv send ``data[start:]`` as the peer takes it.  Returns 0 or an error code.
+
+        The object is pinned by the requests until their completion records are dispatched.
+        """
+        view = ffi.from_buffer(data)
+        registry = self.registry
+        for begin in range(start, len(data), WRITE_REQUEST_BYTES):
+            size = min(WRITE_REQUEST_BYTES, len(data) - begin)
+            token = registry.pin(size, view)
+            status = int(lib.vl_stream_write(self.pointer, key, token, view + begin, size))
+            if status < 0:
+                registry.unpin(token)
+                return status
+        return 0
+
+    def shutdown(self, key: int) -> None:
+        """End the sending direction: shutdown(2) with SHUT_WR."""
+        errors.check(lib.vl_stream_shutdown(self.pointer, key))
+
+    def open_listener(self, kind: int, fd: int, batch: int) -> int:
+        """Accept on ``fd``, at most ``batch`` connections a poll; returns the key."""
+        return errors.check(lib.vl_listener_open(self.pointer, kind, fd, batch))
+
+    def restart_listener(self, key: int) -> int:
+        """Accept again after an error record.  Returns 0 or an error code."""
+        return int(lib.vl_listener_restart(self.pointer, key))
+
+    def open_selector(self, fd: int) -> int:
+        """Watch the descriptor of a selector; returns the key."""
+        return errors.check(lib.vl_selector_open(self.pointer, fd))
+
+
+def libuv_version() -> str:
+    """Return the version of the libuv in use, such as ``"1.52.1"`` (``uv_version_string``)."""
+    return str(ffi.string(lib.vl_libuv_version()).decode("ascii"))

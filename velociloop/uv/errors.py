@@ -1,0 +1,71 @@
+"""libuv's and the shim's error codes as exceptions: the only such table.
+
+On Unix a libuv code is a negated errno value, on Windows a number of libuv's own; its *name*
+(``"ECONNRESET"``) is the same everywhere, so the errno is looked up by name.
+"""
+
+import errno
+import os
+from functools import lru_cache
+
+from ._ffi import ffi, lib
+
+__all__ = ["EAGAIN", "ECANCELED", "EOF", "OUT_OF_RESOURCES", "check", "exception_for"]
+
+_NAME_BYTES = 64
+
+# UV_EOF has a value of its own on every platform.
+EOF: int = lib.VL_EOF
+
+_OWN_ERRORS = {
+    lib.VL_ERR_CLOSED: "Event loop is closed",
+    lib.VL_ERR_BUSY: (
+        "Non-thread-safe operation invoked on an event loop that is polling in another thread; "
+        "use loop.call_soon_threadsafe()"
+    ),
+    lib.VL_ERR_FOREIGN: (
+        "this event loop belongs to the parent process; make a new one in the child, "
+        "or run this one there to take it into use again"
+    ),
+}
+
+
+@lru_cache(maxsize=256)
+def _errno_for(code: int) -> int:
+    name = ffi.new("char[]", _NAME_BYTES)
+    lib.vl_error_name(code, name, _NAME_BYTES)
+    return int(getattr(errno, ffi.string(name).decode("ascii"), errno.EIO))
+
+
+def exception_for(code: int) -> OSError | RuntimeError:
+    """Return (not raise) the exception for a negative code.
+
+    An ``OSError`` carries the errno and the system's own text, so that Python picks the
+    subclass that asyncio's users catch (``ConnectionResetError``, ``BrokenPipeError``, ...).
+    The shim's own refusals are ``RuntimeError``, as asyncio's are.  A handle that was closed
+    is reported as ``EBADF``.
+    """
+    message = _OWN_ERRORS.get(code)
+    if message is not None:
+        return RuntimeError(message)
+    number = errno.EBADF if code == lib.VL_ERR_STALE else _errno_for(code)
+    return OSError(number, os.strerror(number))
+
+
+def check(code: int) -> int:
+    """Return ``code`` if it is a result; raise :func:`exception_for` it if it is an error."""
+    if code < 0:
+        raise exception_for(code)
+    return code
+
+
+def _code_for(number: int) -> int:
+    # The inverse of _errno_for() for the few codes that callers compare with.
+    return next((code for code in range(-1, -4096, -1) if _errno_for(code) == number), 0)
+
+
+EAGAIN: int = -errno.EAGAIN if os.name == "posix" else _code_for(errno.EAGAIN)
+ECANCELED: int = -errno.ECANCELED if os.name == "posix" else _code_for(errno.ECANCELED)
+
+# H8: after these, accepting can work again once somebody closes something.
+OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})

@@ -1,0 +1,52 @@
+"""Whose record is it: open handles by key, and what requests keep alive.
+
+Facts (H8): a record can outlive its owner (a transport closed between ``poll`` and dispatch), and
+some records hold a resource: an accepted connection, the buffer of a write.  Consequence: an owner
+is found by key at dispatch, never kept in the record, and buffers belong to the *request*,
+so that their release does not depend on an owner.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+__all__ = ["Owner", "Registry"]
+
+
+class Owner(Protocol):
+    """What an object must provide to own a handle.  Called by the dispatcher only."""
+
+    def on_read(self, result: int, slab: Any, offset: int) -> None:
+        """``result`` bytes were received, at ``slab[offset:]``; or an error code, or EOF."""
+
+    def on_written(self, status: int, size: int) -> None:
+        """A queued write of ``size`` bytes has ended: 0, or an error code."""
+
+    def on_accept(self, result: int, slab: Any, offset: int) -> None:
+        """A connection was accepted: its key; or an error code, and the listener has stopped."""
+
+    def enter_anew(self) -> None:
+        """The next call comes while one of this owner's callbacks is still running (a nested
+        turn): its ``contextvars.Context`` cannot be entered twice, so a copy must take over."""
+
+    def on_loop_close(self) -> None:
+        """The loop closes; the handle closes after this returns."""
+
+
+@dataclass(slots=True)
+class Registry:
+    """The one table of open handles, and the one of pinned buffers."""
+
+    owners: dict[int, Owner] = field(default_factory=dict)
+    #: token -> (size in bytes, cdata that keeps the written object where it is)
+    pins: dict[int, tuple[int, Any]] = field(default_factory=dict)
+    _last_token: int = 0
+
+    def pin(self, size: int, cdata: Any) -> int:
+        """Keep ``cdata`` until :meth:`unpin` and return the token to find it by."""
+        self._last_token = token = self._last_token + 1
+        self.pins[token] = (size, cdata)
+        return token
+
+    def unpin(self, token: int) -> int:
+        """Release what ``token`` kept; returns its size in bytes."""
+        return self.pins.pop(token)[0]

@@ -1,0 +1,66 @@
+"""Records and received bytes, seen from Python.
+
+Facts: a cffi struct field costs a cdata object and a lookup, one ``Struct.unpack_from`` on
+an ``ffi.buffer`` reads a whole record; slicing an ``ffi.buffer`` copies straight into a
+``bytes``.  Segments never move and are never freed before the core (shim_ring.c), so a buffer
+object made once stays good.  Consequence: one buffer object a segment, kept for ever.
+"""
+
+import struct
+from typing import Any
+
+from ._ffi import ffi, lib
+
+__all__ = ["ACCEPT", "FRAMES", "HEAD", "READ", "RECORD", "SEGMENT_MASK", "SEGMENT_SHIFT", "TAIL", "Ring"]
+
+READ: int = lib.VL_OP_READ
+WRITE_DONE: int = lib.VL_OP_WRITE_DONE
+ACCEPT: int = lib.VL_OP_ACCEPT
+
+HEAD: int = lib.VL_WORD_HEAD
+TAIL: int = lib.VL_WORD_TAIL
+FRAMES: int = lib.VL_WORD_FRAMES
+
+#: owner, operation, slab segment, result, aux: struct vl_record
+RECORD = struct.Struct("=qiiqq")
+
+SEGMENT_SHIFT: int = lib.VL_RING_SEGMENT_RECORDS.bit_length() - 1
+SEGMENT_MASK: int = lib.VL_RING_SEGMENT_RECORDS - 1
+
+_SEGMENT_BYTES: int = lib.VL_RING_SEGMENT_RECORDS * RECORD.size
+_ADDRESS_LENGTH = struct.Struct("=q")
+
+
+class Ring:
+    """The completion ring of one core, and the slab that goes with it."""
+
+    __slots__ = ("_core", "segments", "slabs", "words")
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+        #: HEAD, TAIL and FRAMES, shared with the shim
+        self.words: Any = lib.vl_core_words(core)
+        self.segments: list[Any] = []
+        self.slabs: list[Any] = []
+
+    def grow(self, index: int) -> None:
+        """Make ``segments[index]`` exist, which the shim has filled."""
+        while len(self.segments) <= index:
+            address = lib.vl_ring_segment(self._core, len(self.segments))
+            self.segments.append(ffi.buffer(address, _SEGMENT_BYTES))
+
+    def grow_slab(self, index: int) -> None:
+        """Make ``slabs[index]`` exist, which the shim has filled."""
+        while len(self.slabs) <= index:
+            address = lib.vl_slab_segment(self._core, len(self.slabs))
+            self.slabs.append(ffi.buffer(address, lib.VL_SLAB_SEGMENT_BYTES))
+
+    def __len__(self) -> int:
+        return int(self.words[TAIL] - self.words[HEAD])
+
+
+def accepted_address(slab: Any, offset: int) -> bytes:
+    """Return the raw ``struct sockaddr`` of an ACCEPT record (see uv.cdef)."""
+    (length,) = _ADDRESS_LENGTH.unpack_from(slab, offset)
+    start = offset + _ADDRESS_LENGTH.size
+    return bytes(slab[start : start + length])

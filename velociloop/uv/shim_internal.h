@@ -1,0 +1,207 @@
+/* shim_internal.h: what the shim's files share.
+ *
+ * Ownership
+ *   vl_core      owned by the caller of vl_core_new(); outlives its uv_loop_t, so
+ *                that a late vl_core_wake() finds its lock (H11).
+ *   vl_handle    owned by the core from handle_new() on; freed only in libuv's
+ *                close callback (H8).  A key names it until handle_close().
+ *   vl_write     owned by libuv from uv_write() to its callback, then by the core's
+ *                late list if the ring had no room, then freed.
+ *   written data owned by the caller, who keeps it until VL_OP_WRITE_DONE.
+ */
+#ifndef VELOCILOOP_SHIM_INTERNAL_H
+#define VELOCILOOP_SHIM_INTERNAL_H
+
+/* -std=c11 hides what is not ISO C: uv.h needs POSIX's part, shim_os.c accept4 and dup3. */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE
+#endif
+
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <uv.h>
+
+#include "shim.h"
+
+/* H4: at most this much is read from one stream in one poll. */
+#define VL_GRANT_BYTES 65536u
+
+typedef struct vl_handle vl_handle;
+typedef struct vl_write vl_write;
+
+/* A completion that must not be lost though the ring had no room (no memory). */
+typedef struct vl_late {
+  struct vl_late *next;
+  vl_record record;
+  vl_write *write;          /* freed once the record is in the ring; or NULL */
+  bool *used;               /* true while this is in the list; or NULL */
+} vl_late;
+
+typedef enum { VL_KIND_STREAM, VL_KIND_LISTENER, VL_KIND_SELECTOR } vl_kind;
+
+struct vl_handle {
+  vl_core *core;
+  int64_t key;
+  vl_handle *arm_next;      /* in core->arm, while armed */
+  uint64_t granted_in;      /* the poll that gave this stream its grant (H4) */
+  vl_late late;             /* for an end of stream or error found without room */
+  vl_kind kind;
+  int stream_kind;          /* VL_STREAM_...: its own, or that of accepted ones */
+  int batch;                /* listener: accepts a poll */
+  bool armed;
+  bool late_used;
+  union {
+    uv_handle_t any;
+    uv_stream_t stream;
+    uv_tcp_t tcp;
+    uv_pipe_t pipe;
+    uv_poll_t poll;
+  } uv;                     /* last: only the part of its type is allocated */
+};
+
+struct vl_write {
+  uv_write_t req;
+  vl_handle *handle;
+  int64_t key;
+  int64_t token;
+  vl_late late;
+};
+
+typedef struct {
+  vl_handle *handle;        /* NULL: free */
+  uint32_t generation;
+  uint32_t next_free;       /* index + 1 of the next free slot; 0: none */
+} vl_slot;
+
+typedef struct {
+  vl_record **segments;
+  int32_t count;
+  int64_t words[VL_WORDS];
+} vl_ring;
+
+typedef struct {
+  char **segments;
+  int32_t count;
+  int32_t segment;          /* where the next bytes go */
+  uint32_t offset;
+  uint64_t used;            /* bytes handed out since the last reset */
+  int32_t peak;             /* highest segment touched since the last trim */
+  uint32_t resets;          /* since the last trim */
+} vl_slab;
+
+/* The fine timer (H7): a timerfd on Linux, absent elsewhere. */
+typedef struct {
+  int fd;                   /* -1: none */
+  bool fired;               /* since it was last set */
+  uint64_t deadline;        /* by uv_hrtime(), in nanoseconds; 0: not set */
+  uv_poll_t poll;           /* initialised if fd >= 0 */
+} vl_fine_timer;
+
+struct vl_core {
+  uv_loop_t loop;
+  uv_async_t wake;
+  uv_timer_t timeout;
+  vl_fine_timer fine;
+  uv_mutex_t entry_lock;    /* one entry at a time (H11) */
+  uv_mutex_t wake_lock;     /* wake against close */
+  vl_ring ring;
+  vl_slab slab;
+  vl_slot *slots;
+  uint32_t slot_count;
+  uint32_t free_slot;       /* index + 1; 0: none */
+  vl_handle *arm;           /* handles whose descriptor libuv will hand to the kernel */
+  vl_late *late_first;
+  vl_late *late_last;
+  vl_statistics statistics;
+  uint64_t serial;          /* number of the current poll */
+  bool polling;             /* under entry_lock */
+  bool closed;              /* under both locks */
+  bool foreign;             /* set by vl_core_abandon() while the process has one thread */
+  bool selector_ready;
+};
+
+/* -- entering (shim_core.c) --------------------------------------------------- */
+
+/* Takes entry_lock, or returns why not. */
+int core_enter(vl_core *core);
+void core_leave(vl_core *core);
+
+/* -- ring and slab (shim_ring.c) ---------------------------------------------- */
+
+void ring_free(vl_core *core);
+/* Reuses ring and slab from the start.  Only when nothing refers to them (H1). */
+void ring_reset(vl_core *core);
+/* 0 if the next ring_push() cannot fail; UV_ENOMEM. */
+int ring_reserve(vl_core *core);
+int ring_push(vl_core *core, const vl_record *record);
+/* Pushes, or keeps the record in the late list; never fails. */
+void ring_push_or_keep(vl_core *core, vl_late *late, const vl_record *record);
+/* Moves late records into the ring as far as there is room. */
+void ring_take_late(vl_core *core);
+
+/* size bytes of slab, at least min; NULL if there is no memory.  Nothing is taken
+ * until slab_commit(). */
+char *slab_offer(vl_core *core, size_t min, size_t *size);
+void slab_commit(vl_core *core, size_t size, int32_t *segment, int64_t *offset);
+/* How much one stream may read now (H4). */
+size_t slab_grant(const vl_core *core);
+
+/* -- handles (shim_handle.c) --------------------------------------------------- */
+
+/* Allocates a handle with room for the libuv type; NULL: no memory. */
+vl_handle *handle_new(vl_core *core, vl_kind kind, uv_handle_type type);
+/* Gives an initialised handle its key. */
+int64_t handle_register(vl_handle *handle);
+vl_handle *handle_find(const vl_core *core, int64_t key, vl_kind kind);
+vl_handle *handle_find_any(const vl_core *core, int64_t key);
+/* Ends the key and calls uv_close(). */
+void handle_close(vl_handle *handle);
+/* Closes a handle that was initialised but has no key. */
+void handle_discard(vl_handle *handle);
+/* Tells the owner of the end or failure of a handle; never fails. */
+void handle_report(vl_handle *handle, int32_t op, int64_t result);
+/* Has handle_check_armed() look at this handle's descriptor before the next uv_run(). */
+void handle_arm(vl_handle *handle);
+/* H6: "libuv aborts when an epoll_ctl it defers fails". */
+void handle_check_armed(vl_core *core);
+void handle_table_free(vl_core *core);
+
+/* -- streams (shim_stream.c) ---------------------------------------------------- */
+
+/* Opens a stream on fd, which is closed on failure.  Returns its key. */
+int64_t stream_adopt(vl_core *core, int kind, int fd);
+
+/* -- the operating system (shim_os.c) ------------------------------------------- */
+
+/* The same file as a descriptor above 2, or an error; the given one is closed
+ * if it was not.  H6: libuv never closes 0-2, and asserts. */
+int os_move_above_stdio(int fd);
+/* Another number for the same file; the given one is closed, on failure too. */
+int os_renumber(int fd);
+int os_close(int fd);
+/* A connection, non-blocking and close-on-exec, or an error. */
+int os_accept(int listener, void *address, size_t room, size_t *size);
+int os_shutdown_write(int fd);
+/* getsockname(2); returns the length. */
+int os_sockname(int fd, char *out, int room);
+/* Occupies descriptors 0-2 as far as they are free. */
+int os_hold_stdio(int held[3]);
+void os_release_stdio(int held[3]);
+/* 0 if the kernel would accept a registration of fd with libuv's backend. */
+int os_check_descriptor(const uv_loop_t *loop, int fd);
+/* 0 if libuv's backend descriptor is still an event queue. */
+int os_check_backend(const uv_loop_t *loop);
+/* A fine timer's descriptor, or UV_ENOTSUP where there is none. */
+int os_fine_timer_open(void);
+/* Fires once after so many nanoseconds; 0: never. */
+int os_fine_timer_set(int fd, int64_t nanoseconds);
+/* Puts a new timer in the place of one that is shared with the parent process. */
+int os_fine_timer_replace(int fd);
+char *os_pages_new(size_t size);
+void os_pages_free(char *pages, size_t size);
+/* Gives the memory back; the addresses stay valid and read as anything. */
+void os_pages_release(char *pages, size_t size);
+
+#endif

@@ -1,0 +1,275 @@
+/* shim_os.c: every call of the operating system that libuv does not make for us. */
+#include "shim_internal.h"
+
+#ifdef _WIN32
+
+#include <winsock2.h>
+
+/* Descriptors 0-2 have no special standing among Windows sockets. */
+int os_move_above_stdio(int fd) {
+  return fd;
+}
+
+int os_renumber(int fd) {
+  (void)os_close(fd);
+  return UV_EEXIST;
+}
+
+int os_close(int fd) {
+  return closesocket((SOCKET)fd) == 0 ? 0 : uv_translate_sys_error(WSAGetLastError());
+}
+
+int os_accept(int listener, void *address, size_t room, size_t *size) {
+  int length = (int)room;
+  SOCKET fd = accept((SOCKET)listener, address, &length);
+
+  if (fd == INVALID_SOCKET)
+    return uv_translate_sys_error(WSAGetLastError());
+  *size = (size_t)length;
+  return (int)fd;
+}
+
+int os_shutdown_write(int fd) {
+  return shutdown((SOCKET)fd, SD_SEND) == 0 ? 0 : uv_translate_sys_error(WSAGetLastError());
+}
+
+int os_sockname(int fd, char *out, int room) {
+  return getsockname((SOCKET)fd, (struct sockaddr *)out, &room) == 0 ? room
+                                                                     : uv_translate_sys_error(WSAGetLastError());
+}
+
+int os_hold_stdio(int held[3]) {
+  held[0] = held[1] = held[2] = -1;
+  return 0;
+}
+
+void os_release_stdio(int held[3]) {
+  (void)held;
+}
+
+int os_check_descriptor(const uv_loop_t *loop, int fd) {
+  (void)loop;
+  (void)fd;
+  return 0;
+}
+
+int os_check_backend(const uv_loop_t *loop) {
+  (void)loop;
+  return 0;
+}
+
+char *os_pages_new(size_t size) {
+  return malloc(size);
+}
+
+void os_pages_free(char *pages, size_t size) {
+  (void)size;
+  free(pages);
+}
+
+void os_pages_release(char *pages, size_t size) {
+  (void)pages;
+  (void)size;
+}
+
+#else /* Unix */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#ifdef __linux__
+#include <sys/epoll.h>
+#include <sys/timerfd.h>
+#endif
+
+static int failure(void) {
+  return -errno; /* libuv's codes on Unix are the negated errno values */
+}
+
+int os_close(int fd) {
+  /* EINTR: "the descriptor is closed" on Linux and the BSDs, and a second close()
+   * could hit another thread's new file. */
+  return close(fd) == 0 || errno == EINTR ? 0 : failure();
+}
+
+int os_renumber(int fd) {
+  int moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+  int err = moved < 0 ? failure() : 0;
+
+  (void)os_close(fd);
+  return err != 0 ? err : moved;
+}
+
+int os_move_above_stdio(int fd) {
+  return fd > STDERR_FILENO ? fd : os_renumber(fd);
+}
+
+int os_accept(int listener, void *address, size_t room, size_t *size) {
+  socklen_t length = (socklen_t)room;
+  int fd;
+#ifdef __linux__
+  fd = accept4(listener, address, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  if (fd < 0)
+    return errno == EWOULDBLOCK ? UV_EAGAIN : failure();
+#else
+  int flags;
+
+  fd = accept(listener, address, &length);
+  if (fd < 0)
+    return errno == EWOULDBLOCK ? UV_EAGAIN : failure();
+  flags = fcntl(fd, F_GETFL);
+  if (fcntl(fd, F_SETFD, FD_CLOEXEC) != 0 || flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0) {
+    int err = failure();
+    (void)os_close(fd);
+    return err;
+  }
+#endif
+  /* "If addrlen is larger than the buffer, the address is truncated." */
+  *size = (size_t)length < room ? (size_t)length : room;
+  return fd;
+}
+
+int os_shutdown_write(int fd) {
+  return shutdown(fd, SHUT_WR) == 0 ? 0 : failure();
+}
+
+int os_sockname(int fd, char *out, int room) {
+  socklen_t length = (socklen_t)room;
+
+  if (getsockname(fd, (struct sockaddr *)(void *)out, &length) != 0)
+    return failure();
+  return (int)length < room ? (int)length : room;
+}
+
+int os_hold_stdio(int held[3]) {
+  int fd;
+  int i;
+
+  held[0] = held[1] = held[2] = -1;
+  for (i = 0; i < 3; i++) {
+    fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+      int err = failure();
+      os_release_stdio(held);
+      return err;
+    }
+    held[i] = fd;
+    if (fd > STDERR_FILENO)
+      return 0;
+  }
+  return 0;
+}
+
+void os_release_stdio(int held[3]) {
+  int i;
+
+  for (i = 0; i < 3; i++)
+    if (held[i] >= 0)
+      (void)os_close(held[i]);
+}
+
+char *os_pages_new(size_t size) {
+  void *pages = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+  return pages == MAP_FAILED ? NULL : pages;
+}
+
+void os_pages_free(char *pages, size_t size) {
+  (void)munmap(pages, size);
+}
+
+void os_pages_release(char *pages, size_t size) {
+  /* Advice: if the kernel does not follow it, the memory stays in use. */
+  (void)madvise(pages, size, MADV_DONTNEED);
+}
+
+#ifdef __linux__
+
+int os_check_descriptor(const uv_loop_t *loop, int fd) {
+  struct epoll_event event;
+
+  memset(&event, 0, sizeof(event));
+  event.data.fd = fd; /* libuv looks its watcher up by this */
+  if (epoll_ctl(uv_backend_fd(loop), EPOLL_CTL_ADD, fd, &event) == 0 || errno == EEXIST)
+    return 0; /* libuv's own ADD is told EEXIST and goes on with MOD */
+  return failure();
+}
+
+int os_check_backend(const uv_loop_t *loop) {
+  struct epoll_event event;
+  int fd = uv_backend_fd(loop);
+
+  memset(&event, 0, sizeof(event));
+  /* epoll_ctl(2): "EINVAL: epfd is not an epoll file descriptor, or fd is the same as epfd",
+   * so a valid epoll descriptor answers EBADF for fd -1, and a number that is closed or
+   * something else now must be told apart: fcntl knows closed, EINVAL knows else. */
+  if (fcntl(fd, F_GETFD) < 0)
+    return failure();
+  if (epoll_ctl(fd, EPOLL_CTL_DEL, STDERR_FILENO + 1 == fd ? fd + 1 : STDERR_FILENO + 1, NULL) != 0 && errno == EINVAL)
+    return UV_EINVAL;
+  return 0;
+}
+
+#else
+
+int os_check_descriptor(const uv_loop_t *loop, int fd) {
+  (void)loop;
+  return fcntl(fd, F_GETFD) < 0 ? failure() : 0;
+}
+
+int os_check_backend(const uv_loop_t *loop) {
+  return fcntl(uv_backend_fd(loop), F_GETFD) < 0 ? failure() : 0;
+}
+
+#endif /* __linux__ */
+#endif /* Unix */
+
+#ifdef __linux__
+
+int os_fine_timer_open(void) {
+  int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+
+  return fd < 0 ? failure() : os_move_above_stdio(fd);
+}
+
+int os_fine_timer_set(int fd, int64_t nanoseconds) {
+  struct itimerspec spec;
+
+  memset(&spec, 0, sizeof(spec));
+  spec.it_value.tv_sec = (time_t)(nanoseconds / 1000000000);
+  spec.it_value.tv_nsec = (long)(nanoseconds % 1000000000);
+  return timerfd_settime(fd, 0, &spec, NULL) == 0 ? 0 : failure();
+}
+
+int os_fine_timer_replace(int fd) {
+  int fresh = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+  int err;
+
+  if (fresh < 0)
+    return failure();
+  err = dup3(fresh, fd, O_CLOEXEC) < 0 ? failure() : 0;
+  (void)os_close(fresh);
+  return err;
+}
+
+#else
+
+int os_fine_timer_open(void) {
+  return UV_ENOTSUP;
+}
+
+int os_fine_timer_set(int fd, int64_t nanoseconds) {
+  (void)fd;
+  (void)nanoseconds;
+  return UV_ENOTSUP;
+}
+
+int os_fine_timer_replace(int fd) {
+  (void)fd;
+  return UV_ENOTSUP;
+}
+
+#endif

@@ -1,0 +1,264 @@
+/* shim_stream.c: TCP and Unix streams. */
+#include "shim_internal.h"
+
+/* -- reading ------------------------------------------------------------------- */
+
+/* H4: libuv reads a stream up to 32 times while its buffer comes back full, so one
+ * sender could fill the slab.  One grant a poll; the second request gets a buffer of
+ * length 0, for which uv_alloc_cb's contract is UV_ENOBUFS in the read callback. */
+static void on_alloc(uv_handle_t *uv, size_t suggested, uv_buf_t *buf) {
+  vl_handle *handle = uv->data;
+  vl_core *core = handle->core;
+  size_t grant = slab_grant(core);
+  size_t room = 0;
+
+  (void)suggested;
+  buf->base = NULL;
+  buf->len = 0;
+  if (handle->granted_in == core->serial || core->late_first != NULL || ring_reserve(core) != 0)
+    return;
+  buf->base = slab_offer(core, grant, &room);
+  if (buf->base == NULL)
+    return;
+  handle->granted_in = core->serial;
+  buf->len = grant;
+}
+
+static void on_read(uv_stream_t *stream, ssize_t nread, const uv_buf_t *buf) {
+  vl_handle *handle = stream->data;
+  vl_record record = {handle->key, VL_OP_READ, 0, nread, 0};
+
+  (void)buf;
+  /* "nread might be 0, which does not indicate an error or EOF. This is equivalent
+   * to EAGAIN"; UV_ENOBUFS is on_alloc()'s refusal. */
+  if (nread == 0 || nread == UV_ENOBUFS)
+    return;
+  if (nread < 0) {
+    handle_report(handle, VL_OP_READ, nread);
+    return;
+  }
+  slab_commit(handle->core, (size_t)nread, &record.segment, &record.aux);
+  /* on_alloc() reserved the place, so this cannot fail. */
+  if (ring_push(handle->core, &record) != 0)
+    abort();
+}
+
+/* -- writing ------------------------------------------------------------------- */
+
+static void on_written(uv_write_t *req, int status) {
+  vl_write *write = req->data;
+  vl_core *core = write->handle->core;
+  vl_record record = {write->key, VL_OP_WRITE_DONE, 0, status, write->token};
+
+  core->statistics.writes--;
+  /* libuv stops watching for writability now, by an epoll_ctl in the next uv_run(). */
+  handle_arm(write->handle);
+  write->handle = NULL;
+  ring_push_or_keep(core, &write->late, &record);
+}
+
+/* -- opening ------------------------------------------------------------------- */
+
+int64_t stream_adopt(vl_core *core, int kind, int fd) {
+  vl_handle *handle;
+  int64_t key;
+  int err;
+
+  fd = os_move_above_stdio(fd);
+  if (fd < 0)
+    return fd;
+  handle = handle_new(core, VL_KIND_STREAM, kind == VL_STREAM_PIPE ? UV_NAMED_PIPE : UV_TCP);
+  if (handle == NULL) {
+    (void)os_close(fd);
+    return UV_ENOMEM;
+  }
+  handle->stream_kind = kind;
+  if (kind == VL_STREAM_PIPE)
+    err = uv_pipe_init(&core->loop, &handle->uv.pipe, 0);
+  else
+    err = uv_tcp_init(&core->loop, &handle->uv.tcp);
+  if (err != 0) {
+    free(handle);
+    (void)os_close(fd);
+    return err;
+  }
+  handle->uv.any.data = handle;
+  /* UV_EEXIST: libuv still watches this number for a descriptor that somebody closed
+   * behind its back.  The new file must not inherit that watcher. */
+  err = kind == VL_STREAM_PIPE ? uv_pipe_open(&handle->uv.pipe, fd) : uv_tcp_open(&handle->uv.tcp, fd);
+  if (err == UV_EEXIST) {
+    fd = os_renumber(fd);
+    err = fd < 0                    ? fd
+          : kind == VL_STREAM_PIPE ? uv_pipe_open(&handle->uv.pipe, fd)
+                                   : uv_tcp_open(&handle->uv.tcp, fd);
+  }
+  if (err != 0) {
+    if (fd >= 0)
+      (void)os_close(fd);
+    handle_discard(handle);
+    return err;
+  }
+  /* As asyncio does for every TCP transport.  A hint: families and protocols without
+   * it refuse, and a peer that has gone shows itself in the first read. */
+  if (kind == VL_STREAM_TCP)
+    (void)uv_tcp_nodelay(&handle->uv.tcp, 1);
+  key = handle_register(handle);
+  if (key < 0)
+    handle_discard(handle); /* closes the descriptor too */
+  return key;
+}
+
+/* -- entries ------------------------------------------------------------------- */
+
+int64_t vl_stream_open(vl_core *core, int kind, int fd) {
+  int64_t key;
+  int err = core_enter(core);
+
+  if (err != 0) {
+    (void)os_close(fd);
+    return err;
+  }
+  key = stream_adopt(core, kind, fd);
+  core_leave(core);
+  return key;
+}
+
+int vl_stream_sockname(vl_core *core, int64_t key, char *out, int room) {
+  vl_handle *handle;
+  uv_os_fd_t fd;
+  int err = core_enter(core);
+
+  if (err != 0)
+    return err;
+  handle = handle_find(core, key, VL_KIND_STREAM);
+  err = handle == NULL ? VL_ERR_STALE : uv_fileno(&handle->uv.any, &fd);
+  if (err == 0)
+    err = os_sockname((int)(intptr_t)fd, out, room);
+  core_leave(core);
+  return err;
+}
+
+int vl_stream_read_start(vl_core *core, int64_t key) {
+  vl_handle *handle;
+  int err = core_enter(core);
+
+  if (err != 0)
+    return err;
+  handle = handle_find(core, key, VL_KIND_STREAM);
+  if (handle == NULL) {
+    err = VL_ERR_STALE;
+  } else {
+    err = uv_read_start(&handle->uv.stream, on_alloc, on_read);
+    if (err == UV_EALREADY)
+      err = 0;
+    handle_arm(handle);
+  }
+  core_leave(core);
+  return err;
+}
+
+int vl_stream_read_stop(vl_core *core, int64_t key) {
+  vl_handle *handle;
+  int err = core_enter(core);
+
+  if (err != 0)
+    return err;
+  handle = handle_find(core, key, VL_KIND_STREAM);
+  if (handle == NULL) {
+    err = VL_ERR_STALE;
+  } else {
+    err = uv_read_stop(&handle->uv.stream);
+    /* Only a stream that still waits for writability is handed to the kernel again. */
+    if (uv_stream_get_write_queue_size(&handle->uv.stream) > 0)
+      handle_arm(handle);
+  }
+  core_leave(core);
+  return err;
+}
+
+static int64_t try_write(vl_core *core, int64_t key, uv_buf_t bufs[], unsigned int count) {
+  vl_handle *handle;
+  int64_t sent;
+  int err = core_enter(core);
+
+  if (err != 0)
+    return err;
+  handle = handle_find(core, key, VL_KIND_STREAM);
+  sent = handle == NULL ? VL_ERR_STALE : uv_try_write(&handle->uv.stream, bufs, count);
+  core_leave(core);
+  return sent;
+}
+
+/* A uv_buf_t's length is an unsigned int on Windows: what is beyond is not sent now. */
+static uv_buf_t buffer(const char *data, size_t size) {
+  return uv_buf_init((char *)(uintptr_t)data, size > 0x7fffffffu ? 0x7fffffffu : (unsigned int)size);
+}
+
+int64_t vl_stream_try_write(vl_core *core, int64_t key, const char *data, size_t size) {
+  uv_buf_t bufs[1];
+
+  bufs[0] = buffer(data, size);
+  return try_write(core, key, bufs, 1);
+}
+
+int64_t vl_stream_try_write2(vl_core *core, int64_t key, const char *first, size_t first_size,
+                             const char *second, size_t second_size) {
+  uv_buf_t bufs[2];
+
+  bufs[0] = buffer(first, first_size);
+  bufs[1] = buffer(second, second_size);
+  /* A first buffer that had to be cut must not be followed by the second. */
+  return try_write(core, key, bufs, bufs[0].len == first_size ? 2 : 1);
+}
+
+int vl_stream_write(vl_core *core, int64_t key, int64_t token, const char *data, size_t size) {
+  vl_handle *handle;
+  vl_write *write;
+  uv_buf_t buf;
+  int err = core_enter(core);
+
+  if (err != 0)
+    return err;
+  handle = handle_find(core, key, VL_KIND_STREAM);
+  write = handle == NULL ? NULL : calloc(1, sizeof(*write));
+  if (handle == NULL) {
+    err = VL_ERR_STALE;
+  } else if (write == NULL) {
+    err = UV_ENOMEM;
+  } else if (size > 0x7fffffffu) {
+    free(write);
+    err = UV_EINVAL;
+  } else {
+    write->req.data = write;
+    write->handle = handle;
+    write->key = key;
+    write->token = token;
+    write->late.write = write;
+    buf = buffer(data, size);
+    err = uv_write(&write->req, &handle->uv.stream, &buf, 1, on_written);
+    if (err != 0)
+      free(write);
+    else
+      core->statistics.writes++;
+    handle_arm(handle);
+  }
+  core_leave(core);
+  return err;
+}
+
+int vl_stream_shutdown(vl_core *core, int64_t key) {
+  vl_handle *handle;
+  uv_os_fd_t fd;
+  int err = core_enter(core);
+
+  if (err != 0)
+    return err;
+  handle = handle_find(core, key, VL_KIND_STREAM);
+  err = handle == NULL ? VL_ERR_STALE : uv_fileno(&handle->uv.any, &fd);
+  /* Not uv_shutdown(): "The shutdown(2) call will always be deferred", while
+   * asyncio's write_eof() acts, and raises, at once. */
+  if (err == 0)
+    err = os_shutdown_write((int)(intptr_t)fd);
+  core_leave(core);
+  return err;
+}

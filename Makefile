@@ -21,7 +21,7 @@ TEST_ENV := .venv-test-$(TAG)
 BENCH_ENV := .venv-bench-$(TAG)
 LINT_ENV := .venv-lint-$(TAG)
 
-PIP = -m pip --disable-pip-version-check install --quiet
+PIP = -m pip --disable-pip-version-check install -qq
 PACKAGING := pyproject.toml setup.py build_ffi.py MANIFEST.in vendor/libuv.toml vendor/fetch.py
 C_FILES := $(wildcard velociloop/uv/*.c velociloop/uv/*.h velociloop/uv/uv.cdef)
 PY_FILES := $(shell find velociloop -name '*.py')

@@ -128,9 +128,11 @@ def _fetch(pin: dict[str, Any], target: Path, scratch: Path) -> str:
             source = os.environ.get(origin["variable"])
             if not source:
                 continue
-            name = f"{origin['variable']}={source}"
+            # A relative path means another folder inside an installer's build.
+            path = Path(source).absolute()
+            name = f"{origin['variable']}={path}"
             # Named explicitly, so nothing else is tried if it does not serve.
-            _take(Path(source), "", target, name)
+            _take(path, "", target, name)
             return name
         try:
             if kind == "sdist":
@@ -203,7 +205,9 @@ def _take(source: Path, inner: str, target: Path, name: str) -> None:
     except FileNotFoundError as error:
         raise VendorError(f"{name} does not exist: {_SOURCE_HINT}.") from error
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise VendorError(f"{name} could not be read ({error}): {_SOURCE_HINT}.") from error
+        # tarfile goes on to list what each of its methods has tried.
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise VendorError(f"{name} could not be read ({reason}): {_SOURCE_HINT}.") from error
     if not found:
         raise VendorError(f"{name} holds no libuv: {_SOURCE_HINT}.")
 

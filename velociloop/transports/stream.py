@@ -533,7 +533,8 @@ class StreamTransport(FlowControlMixin):
         """Return the number of bytes that the kernel has not taken yet."""
         if self._corked:
             self._flush()
-        return self._unsent_bytes
+        # Once the end is scheduled nothing more is sent, whatever libuv still holds.
+        return 0 if self._conn_lost else self._unsent_bytes
 
     # -- sendfile (asyncio's _sendfile_native works with these) ----------------------
 

@@ -191,8 +191,6 @@ int os_hold_stdio(int held[3]);
 void os_release_stdio(int held[3]);
 /* 0 if the kernel would accept a registration of fd with libuv's backend. */
 int os_check_descriptor(const uv_loop_t *loop, int fd);
-/* 0 if libuv's backend descriptor is still an event queue. */
-int os_check_backend(const uv_loop_t *loop);
 /* A fine timer's descriptor, or UV_ENOTSUP where there is none. */
 int os_fine_timer_open(void);
 /* Fires once after so many nanoseconds; 0: never. */

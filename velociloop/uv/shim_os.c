@@ -53,11 +53,6 @@ int os_check_descriptor(const uv_loop_t *loop, int fd) {
   return 0;
 }
 
-int os_check_backend(const uv_loop_t *loop) {
-  (void)loop;
-  return 0;
-}
-
 char *os_pages_new(size_t size) {
   return malloc(size);
 }
@@ -198,30 +193,11 @@ int os_check_descriptor(const uv_loop_t *loop, int fd) {
   return failure();
 }
 
-int os_check_backend(const uv_loop_t *loop) {
-  struct epoll_event event;
-  int fd = uv_backend_fd(loop);
-
-  memset(&event, 0, sizeof(event));
-  /* epoll_ctl(2): "EINVAL: epfd is not an epoll file descriptor, or fd is the same as epfd",
-   * so a valid epoll descriptor answers EBADF for fd -1, and a number that is closed or
-   * something else now must be told apart: fcntl knows closed, EINVAL knows else. */
-  if (fcntl(fd, F_GETFD) < 0)
-    return failure();
-  if (epoll_ctl(fd, EPOLL_CTL_DEL, STDERR_FILENO + 1 == fd ? fd + 1 : STDERR_FILENO + 1, NULL) != 0 && errno == EINVAL)
-    return UV_EINVAL;
-  return 0;
-}
-
 #else
 
 int os_check_descriptor(const uv_loop_t *loop, int fd) {
   (void)loop;
   return fcntl(fd, F_GETFD) < 0 ? failure() : 0;
-}
-
-int os_check_backend(const uv_loop_t *loop) {
-  return fcntl(uv_backend_fd(loop), F_GETFD) < 0 ? failure() : 0;
 }
 
 #endif /* __linux__ */

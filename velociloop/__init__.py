@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar as _TypeVar
 
 from ._version import __version__
 from .loop import Loop, Statistics, new_event_loop
-from .policy import event_loop_policy as _event_loop_policy
-from .policy import install
+from .policy import event_loop_policy as _event_loop_policy, install
 from .uv.core import libuv_version
 
 if TYPE_CHECKING:

@@ -46,6 +46,7 @@ __all__ = [
     "SSL_SHUTDOWN_TIMEOUT",
     "FlowControlMixin",
     "SSLProtocol",
+    "SelectorEventLoop",
     "TransportSocket",
     "server_attach",
     "server_detach",
@@ -54,6 +55,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     import asyncio
+    import collections
+    import socket
 
     class FlowControlMixin(asyncio.Transport):
         """What mypy may know of asyncio's mixin: limits in bytes, and the pause protocol."""
@@ -70,7 +73,27 @@ if TYPE_CHECKING:
         def _maybe_pause_protocol(self) -> None: ...
         def _maybe_resume_protocol(self) -> None: ...
 
+    class SelectorEventLoop(asyncio.SelectorEventLoop):
+        """What mypy may know of the inside of asyncio's loop; the list above says what it is."""
+
+        _clock_resolution: float
+        _csock: socket.socket
+        _debug: bool
+        _ready: collections.deque[asyncio.Handle]
+        _scheduled: list[asyncio.TimerHandle]
+        _signal_handlers: dict[int, asyncio.Handle]
+        _stopping: bool
+        _timer_cancelled_count: int
+
+        def _run_once(self) -> None: ...
+        def _process_events(self, event_list: Any) -> None: ...
+        def _stop_serving(self, sock: socket.socket) -> None: ...
+        def _make_self_pipe(self) -> None: ...
+        def _close_self_pipe(self) -> None: ...
+
 else:
+    from asyncio import SelectorEventLoop
+
     FlowControlMixin = transports._FlowControlMixin
 
 SENDFILE_TRY_NATIVE: Any = cast(Any, constants)._SendfileMode.TRY_NATIVE

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ._compat import SSL_HANDSHAKE_TIMEOUT, SSL_SHUTDOWN_TIMEOUT
+from ._compat import SSL_HANDSHAKE_TIMEOUT, SSL_SHUTDOWN_TIMEOUT, SelectorEventLoop
 from .api import serve, streams
 from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
@@ -20,7 +20,7 @@ from .uv.selector import Selector
 __all__ = ["Loop", "Statistics", "new_event_loop"]
 
 
-class Loop(asyncio.SelectorEventLoop):
+class Loop(SelectorEventLoop):
     """asyncio's selector event loop, with libuv as its selector and under its transports.
 
     Everything that asyncio documents is inherited or overridden; see docs/architecture.md for
@@ -80,13 +80,13 @@ class Loop(asyncio.SelectorEventLoop):
         if self._debug:
             # asyncio's own turn, with its messages.  Nothing is corked there.
             self.scope.active = False
-            super()._run_once()  # type: ignore[misc]
+            super()._run_once()
         else:
             run_once(self, self.scope)
 
     def _process_events(self, event_list: Any) -> None:
         if event_list:
-            super()._process_events(event_list)  # type: ignore[misc]
+            super()._process_events(event_list)
         dispatcher = self._dispatcher
         if not dispatcher.pending():
             return
@@ -150,7 +150,7 @@ class Loop(asyncio.SelectorEventLoop):
         """Return whether ``sock`` came in through a ``sock=`` argument."""
         return id(sock) in self._user_sockets
 
-    async def create_connection(  # type: ignore[override]
+    async def create_connection(
         self, protocol_factory: Any, *args: Any, sock: Any = None, **kwargs: Any
     ) -> Any:
         """See ``asyncio.loop.create_connection``."""
@@ -159,7 +159,7 @@ class Loop(asyncio.SelectorEventLoop):
         with self._given_by_user(sock):
             return await super().create_connection(protocol_factory, *args, sock=sock, **kwargs)
 
-    async def create_unix_connection(  # type: ignore[override]
+    async def create_unix_connection(
         self, protocol_factory: Any, path: Any = None, *, sock: Any = None, **kwargs: Any
     ) -> Any:
         """See ``asyncio.loop.create_unix_connection``."""
@@ -168,7 +168,7 @@ class Loop(asyncio.SelectorEventLoop):
         with self._given_by_user(sock):
             return await super().create_unix_connection(protocol_factory, path, sock=sock, **kwargs)
 
-    async def connect_accepted_socket(  # type: ignore[override]
+    async def connect_accepted_socket(
         self, protocol_factory: Any, sock: Any, **kwargs: Any
     ) -> Any:
         """See ``asyncio.loop.connect_accepted_socket``."""
@@ -223,7 +223,7 @@ class Loop(asyncio.SelectorEventLoop):
 
     def _stop_serving(self, sock: Any) -> None:
         serve.stop_serving(self, sock)
-        super()._stop_serving(sock)  # type: ignore[misc]
+        super()._stop_serving(sock)
 
     # -- the end --------------------------------------------------------------------
 

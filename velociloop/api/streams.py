@@ -12,8 +12,7 @@ from typing import Any
 
 from .._compat import SSLProtocol
 from ..transports.stream import SocketInfo, StreamTransport
-from ..uv import core as _core
-from ..uv import sockaddr
+from ..uv import core as _core, sockaddr
 
 __all__ = ["make_accepted_transport", "make_socket_transport", "make_tls_protocol", "stream_kind"]
 

@@ -542,7 +542,8 @@ class StreamTransport(FlowControlMixin):
         if self._empty_waiter is not None:
             raise RuntimeError("Empty waiter is already set")
         self._flush()
-        self._empty_waiter = waiter = self._loop.create_future()
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._empty_waiter = waiter
         if not self._unsent_bytes:
             waiter.set_result(None)
         return waiter
@@ -613,32 +614,34 @@ class StreamTransport(FlowControlMixin):
             self._protocol = None
             self._loop = None
             self._read_context = self._write_context = None
-            server, self._server = self._server, None
-            if server is not None:
-                server_detach(server, self)
             waiter = self._empty_waiter
             if waiter is not None and not waiter.done():
                 waiter.set_exception(ConnectionError("Connection is closed by peer"))
 
     def _release(self) -> None:
-        """Close the descriptor, and with it everything that shares it."""
-        if "sockname" not in self._extra:
-            self._learn_sockname()
+        """Close the descriptor, and with it everything that shares it; for good."""
+        self._close_handle()
         self._phase = _CLOSED
         self._corked = []
         self._held.clear()
+        if self._user_sock is not None:
+            self._user_sock.close()
+        server, self._server = self._server, None
+        if server is not None:
+            server_detach(server, self)
+
+    def _close_handle(self) -> None:
+        if "sockname" not in self._extra:
+            self._learn_sockname()
         if self._made_sock is not None:
             self._made_sock.detach()
             self._made_sock = None
         self._core.close_handle(self._key)
-        if self._user_sock is not None:
-            self._user_sock.close()
 
     def on_loop_close(self) -> None:
-        """See ``Owner``."""
-        if self._phase is not _CLOSED:
-            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self._release()
-            server, self._server = self._server, None
-            if server is not None:
-                server_detach(server, self)
+        """See ``Owner``.
+
+        asyncio's loop.close() calls nobody and warns of nothing; ``__del__`` does, when the
+        transport is collected, which the registry has prevented until now.
+        """
+        self._close_handle()

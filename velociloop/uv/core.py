@@ -5,7 +5,6 @@ Errors come back as negative codes where the caller has to look at them on a hot
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from . import errors
 from ._ffi import ffi, lib
@@ -58,10 +57,12 @@ class Core:
         self.pointer = ffi.gc(pointer, lib.vl_core_free)
         self.ring = Ring(self.pointer)
         self.registry = Registry()
+        self.closed = False
 
     def close(self) -> None:
         """Close all handles and the libuv loop; pinned buffers are released."""
         errors.check(lib.vl_core_close(self.pointer))
+        self.closed = True
         self.registry.owners.clear()
         self.registry.pins.clear()
 
@@ -99,6 +100,8 @@ class Core:
 
     def close_handle(self, key: int) -> int:
         """Close a handle; its owner hears nothing more.  Returns 0 or an error code."""
+        if self.closed:
+            return 0  # also from a __del__, where the memory behind the pointer may be gone
         self.registry.owners.pop(key, None)
         return int(lib.vl_handle_close(self.pointer, key))
 
@@ -112,6 +115,8 @@ class Core:
 
     def sockname(self, key: int) -> bytes:
         """Return the raw ``struct sockaddr`` that a stream is bound to; empty if it has none."""
+        if self.closed:
+            return b""
         name = ffi.new("char[]", _NAME_BYTES)
         size = lib.vl_stream_sockname(self.pointer, key, name, _NAME_BYTES)
         return bytes(ffi.buffer(name, size)[:]) if size > 0 else b""

@@ -42,6 +42,7 @@ class Loop(SelectorEventLoop):
         self._uv_selector = Selector(self.core)
         super().__init__(self._uv_selector)
         self._dispatcher = Dispatcher(self.core, self.scope, self._requeue, self._report_defect)
+        self._drain_handle = DrainHandle(self._dispatcher, self)
         self._uv_selector.before_wait = self._arm_wakeup
         self._uv_selector.on_foreign = self._adopt
         _live_loops.add(self)
@@ -87,14 +88,13 @@ class Loop(SelectorEventLoop):
     def _process_events(self, event_list: Any) -> None:
         if event_list:
             super()._process_events(event_list)
-        dispatcher = self._dispatcher
-        if not dispatcher.pending():
+        if not self._uv_selector.has_records:
             return
         if not self._debug:
-            self._ready.append(DrainHandle(dispatcher, self))
+            self._ready.append(self._drain_handle)
             return
         # One Handle a record, so that "Executing <Handle ...> took ..." names the transport.
-        for owner in dispatcher.owners_of_pending():
+        for owner in self._dispatcher.owners_of_pending():
             self._ready.append(asyncio.Handle(self._dispatch_one, (owner,), self))
 
     def _dispatch_one(self, owner: Any) -> None:

@@ -1,8 +1,9 @@
 """The end of a callback, as an event that transports can wait for.
 
 Fact (H5): corked bytes must leave when the handle or callback that wrote them ends, and never
-later.  asyncio has no such event, so the turn and the dispatcher provide it: both look at
-:attr:`CallbackScope.wrote` after each callback, and empty it through :meth:`CallbackScope.end`.
+later.  asyncio has no such event, so the turn and the dispatcher provide it: both number the
+callbacks in :attr:`CallbackScope.serial`, look at :attr:`CallbackScope.corked` after each, and
+empty it through :meth:`CallbackScope.end`.
 
 :attr:`CallbackScope.active` says whether somebody will look.  It is false outside a
 turn of ours: before the loop runs, in a turn that another library replaced (nest_asyncio), in
@@ -15,23 +16,26 @@ __all__ = ["CallbackScope", "Writer"]
 
 
 class Writer(Protocol):
-    """What wants to know that the callback in which it was written to has ended."""
+    """What holds something back until the callback in which it was written to has ended."""
 
     def on_callback_end(self) -> None:
         """Send what was held back.  Must not raise but KeyboardInterrupt and SystemExit."""
 
 
 class CallbackScope:
-    """Which transports were written to in the callback that is running now."""
+    """Which callback is running now, and which transports hold something back in it."""
 
-    __slots__ = ("active", "wrote")
+    __slots__ = ("active", "corked", "serial")
 
     def __init__(self) -> None:
         self.active = False
-        self.wrote: list[Writer] = []
+        #: Another number in every callback.  A nested turn changes it under an outer callback, whose
+        #: next write then counts as its first: it leaves at once, in order.
+        self.serial = 0
+        self.corked: list[Writer] = []
 
     def end(self) -> None:
         """Tell each; those that are written to meanwhile are told as well."""
-        wrote = self.wrote
-        while wrote:
-            wrote.pop(0).on_callback_end()
+        corked = self.corked
+        while corked:
+            corked.pop(0).on_callback_end()

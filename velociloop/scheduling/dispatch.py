@@ -34,10 +34,11 @@ _unpack = _ring.RECORD.unpack_from
 
 
 class DrainHandle(asyncio.Handle):
-    """The one entry of the ready queue that dispatches a poll's completions.
+    """The entry of the ready queue that dispatches a poll's completions.
 
     A Handle, so that FIFO order, ``stop()`` and whoever looks into ``_ready`` see what they
-    know.  It enters no context of its own: every owner has its own.
+    know.  It enters no context of its own: every owner has its own.  It holds no state, so one
+    serves a loop for life, and being queued twice is harmless.
     """
 
     __slots__ = ("_dispatcher",)
@@ -90,7 +91,8 @@ class Dispatcher:
         segments = ring.segments
         slabs = ring.slabs
         owners = self._core.registry.owners
-        wrote = self._scope.wrote
+        scope = self._scope
+        corked = scope.corked
         outer = words[_FRAMES]
         words[_FRAMES] = outer + 1
         try:
@@ -104,6 +106,7 @@ class Dispatcher:
                     ring.grow(head >> _SHIFT)
                     segment = segments[head >> _SHIFT]
                 key, operation, number, result, aux = _unpack(segment, (head & _MASK) * _SIZE)
+                scope.serial += 1
                 if operation == _READ:
                     try:
                         slab = slabs[number]
@@ -123,12 +126,12 @@ class Dispatcher:
                 else:
                     words[_HEAD] = head + 1
                     self._dispatch_other(key, operation, number, result, aux, outer)
-                if wrote:
-                    self._scope.end()
+                if corked:
+                    scope.end()
         finally:
             words[_FRAMES] = outer
-            if wrote:
-                self._scope.end()
+            if corked:
+                scope.end()
 
     def owner_of_next(self) -> Owner | None:
         """Return whose record is the next one, for a debug handle's repr."""

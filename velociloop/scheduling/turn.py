@@ -52,7 +52,7 @@ def run_once(loop: Any, scope: CallbackScope) -> None:
 
     # "Corked bytes never outlive the callback": not even where a callback runs a nested turn.
     scope.active = False
-    if scope.wrote:
+    if scope.corked:
         scope.end()
     loop._process_events(loop._selector.select(timeout))
 
@@ -63,7 +63,7 @@ def run_once(loop: Any, scope: CallbackScope) -> None:
             handle._scheduled = False
             ready.append(handle)
 
-    wrote = scope.wrote
+    corked = scope.corked
     scope.active = True
     try:
         for _ in range(len(ready)):
@@ -71,11 +71,12 @@ def run_once(loop: Any, scope: CallbackScope) -> None:
                 break  # a nested turn inside a callback ran the rest
             handle = ready.popleft()
             if not handle._cancelled:
+                scope.serial += 1
                 handle._run()
-                if wrote:
+                if corked:
                     scope.end()
     finally:
         scope.active = False
         handle = None  # a traceback that keeps this frame must not keep the callback
-        if wrote:
+        if corked:
             scope.end()

@@ -115,8 +115,11 @@ class StreamTransport(FlowControlMixin):
         self._corked: list[bytes] = []  # written in this callback, not given to anybody yet
         self._corked_bytes = 0
         self._cork = _CORK_OUT
-        self._callback_writes = 0
+        self._wrote_in = 0  # the callback of the last write that was not corked
+        self._callback_writes = 0  # of this callback, while the cork is in
         self._calm_callbacks = 0
+        self._send = core.send
+        self._pointer = core.pointer
         self._held: deque[bytes | int] = deque()  # received, but reading was paused meanwhile
         self._empty_waiter: asyncio.Future[None] | None = None
         self._read_context: contextvars.Context | None = None
@@ -377,19 +380,12 @@ class StreamTransport(FlowControlMixin):
         if self._conn_lost:
             self._count_lost_write()
             return
-        if self._scope.active:
-            writes = self._callback_writes
-            self._callback_writes = writes + 1
-            if not writes:
-                self._scope.wrote.append(self)
-                if self._cork is _CORK_IN:
-                    self._put_corked(data)
-                    return
-            else:
-                # The second in one callback: from here on they leave together, at its end.
-                self._cork = _CORK_IN
+        scope = self._scope
+        if scope.active:
+            if self._cork is _CORK_IN or self._wrote_in == scope.serial:
                 self._put_corked(data)
                 return
+            self._wrote_in = scope.serial
         elif self._corked:
             self._put_corked(data)
             self._flush()
@@ -397,8 +393,13 @@ class StreamTransport(FlowControlMixin):
         if self._unsent_bytes:
             self._queue(data, 0)
             return
-        sent = self._core.try_write(self._key, data)
-        if sent != len(data):
+        size = len(data)
+        if type(data) is bytes:
+            sent = self._send(self._pointer, self._key, data, size)
+        else:
+            size = memoryview(data).nbytes
+            sent = self._core.try_write(self._key, data)
+        if sent != size:
             self._after_try_write(sent, data)
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
@@ -415,6 +416,15 @@ class StreamTransport(FlowControlMixin):
         self._conn_lost += 1
 
     def _put_corked(self, data: bytes | bytearray | memoryview) -> None:
+        if self._scope.active:
+            if not self._callback_writes:
+                self._scope.corked.append(self)
+                if self._cork is _CORK_OUT:
+                    # The second write of this callback: from here on they leave together.
+                    self._cork = _CORK_IN
+                    self._calm_callbacks = 0
+                    self._callback_writes = 1
+            self._callback_writes += 1
         # A mutable object may change before it is sent; what the user gave is its bytes of now.
         if type(data) is not bytes:
             data = bytes(data)

@@ -4,7 +4,9 @@ Errors come back as negative codes where the caller has to look at them on a hot
 (:meth:`Core.try_write`), and as exceptions elsewhere.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from . import errors
 from ._ffi import ffi, lib
@@ -55,6 +57,8 @@ class Core:
             raise errors.exception_for(error[0])
         # The memory outlives the libuv loop: a late wake() finds its lock (H11).
         self.pointer = ffi.gc(pointer, lib.vl_core_free)
+        #: vl_stream_try_write itself, for hot paths: (pointer, key, bytes, size in bytes) -> sent or code.
+        self.send: Callable[[Any, int, bytes, int], int] = lib.vl_stream_try_write
         self.ring = Ring(self.pointer)
         self.registry = Registry()
         self.closed = False

@@ -13,7 +13,7 @@ from typing import Any
 
 from . import errors
 from ._ffi import lib
-from .core import ERR_FOREIGN, POLL_SELECTOR, Core
+from .core import ERR_FOREIGN, POLL_RECORDS, POLL_SELECTOR, Core
 
 __all__ = ["Selector"]
 
@@ -43,6 +43,8 @@ class Selector(selectors.BaseSelector):
         except BaseException:
             self._inner.close()
             raise
+        #: Whether the last select() has left undrained records in the ring.
+        self.has_records = False
         self.before_wait: Callable[[], None] = _no_preparation
         self.on_foreign: Callable[[], None] = _no_preparation
 
@@ -70,6 +72,7 @@ class Selector(selectors.BaseSelector):
                 raise errors.exception_for(ready)
             self.on_foreign()
             return self.select(timeout)
+        self.has_records = bool(ready & POLL_RECORDS)
         if ready & POLL_SELECTOR:
             events: _Events = self._inner.select(0)
             return events

@@ -79,6 +79,7 @@ if TYPE_CHECKING:
         _clock_resolution: float
         _csock: socket.socket
         _debug: bool
+        _closed: bool
         _ready: collections.deque[asyncio.Handle]
         _scheduled: list[asyncio.TimerHandle]
         _signal_handlers: dict[int, asyncio.Handle]

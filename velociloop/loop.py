@@ -1,7 +1,6 @@
 """The event loop."""
 
 import asyncio
-import os
 import socket
 import weakref
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ._compat import SSL_HANDSHAKE_TIMEOUT, SSL_SHUTDOWN_TIMEOUT, SelectorEventLoop
+from ._platform import after_fork_in_child
 from .api import serve, streams
 from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
@@ -27,6 +27,9 @@ class Loop(SelectorEventLoop):
     which, and docs/differences.md for what differs on purpose.
     """
 
+    # asyncio's __del__ asks is_closed(), also after Core() has failed.
+    _closed = True
+
     def __init__(self, selector: Any = None) -> None:
         """``selector`` is accepted for compatibility with ``asyncio.SelectorEventLoop``.
 
@@ -39,8 +42,14 @@ class Loop(SelectorEventLoop):
         self.listeners: dict[int, Any] = {}
         self._user_sockets: set[int] = set()
         self._wakeup = SignalWakeup()
-        self._uv_selector = Selector(self.core)
-        super().__init__(self._uv_selector)
+        try:
+            self._uv_selector = Selector(self.core, self.scope)
+            super().__init__(self._uv_selector)
+        except BaseException:
+            # Out of descriptors, say.  Nobody will ever close this half of a loop.
+            self._closed = True
+            self.core.close()
+            raise
         self._dispatcher = Dispatcher(self.core, self.scope, self._requeue, self._report_defect)
         self._drain_handle = DrainHandle(self._dispatcher, self)
         self._uv_selector.before_wait = self._arm_wakeup
@@ -80,7 +89,6 @@ class Loop(SelectorEventLoop):
     def _run_once(self) -> None:
         if self._debug:
             # asyncio's own turn, with its messages.  Nothing is corked there.
-            self.scope.active = False
             super()._run_once()
         else:
             run_once(self, self.scope)
@@ -285,5 +293,4 @@ def _after_fork_in_child() -> None:
         loop._abandon()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+after_fork_in_child(_after_fork_in_child)

@@ -11,17 +11,16 @@ from functools import partial
 from typing import Any
 
 from .._compat import SSLProtocol
+from .._platform import AF_UNIX
 from ..transports.stream import SocketInfo, StreamTransport
 from ..uv import core as _core, sockaddr
 
 __all__ = ["make_accepted_transport", "make_socket_transport", "make_tls_protocol", "stream_kind"]
 
-_AF_UNIX = getattr(socket, "AF_UNIX", None)
-
 
 def stream_kind(sock: socket.socket) -> int:
     """Return which libuv handle type serves this socket's family."""
-    return _core.STREAM_PIPE if sock.family == _AF_UNIX else _core.STREAM_TCP
+    return _core.STREAM_PIPE if sock.family == AF_UNIX else _core.STREAM_TCP
 
 
 def _address(getter: Any) -> Any:

@@ -50,10 +50,6 @@ def run_once(loop: Any, scope: CallbackScope) -> None:
     elif scheduled:
         timeout = min(max(0, scheduled[0]._when - loop.time()), MAXIMUM_SELECT_TIMEOUT)
 
-    # "Corked bytes never outlive the callback": not even where a callback runs a nested turn.
-    scope.active = False
-    if scope.corked:
-        scope.end()
     loop._process_events(loop._selector.select(timeout))
 
     if scheduled:

@@ -95,7 +95,7 @@ class Listener:
 
     def _accepted(self, key: int, raw_peername: bytes) -> None:
         try:
-            protocol = self._protocol_factory()
+            transport = self._connect(key, raw_peername, self._protocol_factory())
         except BaseException as exc:
             self._core.close_handle(key)
             if isinstance(exc, (SystemExit, KeyboardInterrupt)):
@@ -103,7 +103,6 @@ class Listener:
             # asyncio says this in debug mode only, and otherwise drops the connection in silence.
             self._report("Error on transport creation for incoming connection", exc)
             return
-        transport = self._connect(key, raw_peername, protocol)
         if self._loop.get_debug():
             peername = transport.get_extra_info("peername")
             logger.debug("%r got a new connection from %r: %r", self, peername, transport)

@@ -121,6 +121,7 @@ class StreamTransport(FlowControlMixin):
         self._send = core.send
         self._pointer = core.pointer
         self._held: deque[bytes | int] = deque()  # received, but reading was paused meanwhile
+        self._filled_bytes = 0  # of what is being delivered, in the BufferedProtocol's buffer
         self._empty_waiter: asyncio.Future[None] | None = None
         self._read_context: contextvars.Context | None = None
         self._write_context: contextvars.Context | None = None
@@ -260,7 +261,9 @@ class StreamTransport(FlowControlMixin):
         if self._held:
             # Runs before what the next poll receives, which is dispatched behind it.
             self._loop.call_soon(self._deliver_held)
-        self._core.start_reading(self._key)
+        status = self._core.start_reading(self._key)
+        if status < 0 and not self._held:
+            self._fatal_error(errors.exception_for(status), "Fatal read error on socket transport")
 
     def enter_anew(self) -> None:
         """See ``Owner``: a nested turn comes while a callback of this transport may be running."""
@@ -295,10 +298,16 @@ class StreamTransport(FlowControlMixin):
     def _deliver_held(self) -> None:
         while self._held and self._phase is _OPEN and self._reading is _ACTIVE:
             item = self._held.popleft()
-            # Behind it stands what came later: it must stay first in line until it was taken.
-            self._deliver(memoryview(item) if isinstance(item, bytes) else item)
+            try:
+                self._deliver(memoryview(item) if isinstance(item, bytes) else item)
+            except BaseException:
+                # KeyboardInterrupt, SystemExit: the rest comes in the next run.
+                if self._held:
+                    self._loop.call_soon(self._deliver_held)
+                raise
 
     def _deliver(self, item: memoryview | int) -> None:
+        """Hand over what was received: bytes, or the code of an error or of the end."""
         if isinstance(item, int):
             if item == _EOF:
                 self._deliver_eof()
@@ -313,7 +322,13 @@ class StreamTransport(FlowControlMixin):
                 self._held.appendleft(bytes(item))
                 return
             if self._buffered:
-                size = self._fill_buffer(item)
+                try:
+                    size = self._fill_buffer(item)
+                except BaseException:
+                    # KeyboardInterrupt, SystemExit.  How much of it was taken nobody can say but
+                    # the buffer's size; what did not fit into it is certainly unread.
+                    self._hold_rest(item[self._filled_bytes :])
+                    raise
             else:
                 size = len(item)
                 try:
@@ -324,7 +339,13 @@ class StreamTransport(FlowControlMixin):
                     self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
             item = item[size:]
 
+    def _hold_rest(self, rest: memoryview) -> None:
+        if rest:
+            self._held.appendleft(bytes(rest))
+            self._loop.call_soon(self._deliver_held)
+
     def _fill_buffer(self, data: memoryview) -> int:
+        self._filled_bytes = 0
         try:
             buffer = self._protocol.get_buffer(-1)
             room = len(buffer)
@@ -333,6 +354,7 @@ class StreamTransport(FlowControlMixin):
             with memoryview(buffer) as view, view.cast("B") as target:
                 size = min(target.nbytes, data.nbytes)
                 target[:size] = data[:size]
+            self._filled_bytes = size
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
@@ -481,6 +503,7 @@ class StreamTransport(FlowControlMixin):
         elif sent == _EAGAIN:
             self._queue(data, 0)
         else:
+            errors.check_thread(sent)
             self._fatal_error(errors.exception_for(sent), "Fatal write error on socket transport")
 
     def _queue(self, data: bytes | bytearray | memoryview, start: int) -> None:

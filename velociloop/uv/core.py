@@ -125,13 +125,13 @@ class Core:
         size = lib.vl_stream_sockname(self.pointer, key, name, _NAME_BYTES)
         return bytes(ffi.buffer(name, size)[:]) if size > 0 else b""
 
-    def start_reading(self, key: int) -> None:
-        """Let received bytes become READ records."""
-        errors.check(lib.vl_stream_read_start(self.pointer, key))
+    def start_reading(self, key: int) -> int:
+        """Let received bytes become READ records.  Returns 0 or an error code."""
+        return int(lib.vl_stream_read_start(self.pointer, key))
 
     def stop_reading(self, key: int) -> int:
         """No more READ records from the next poll on.  Returns 0 or an error code."""
-        return int(lib.vl_stream_read_stop(self.pointer, key))
+        return errors.check_thread(lib.vl_stream_read_stop(self.pointer, key))
 
     def try_write(self, key: int, data: bytes | bytearray | memoryview) -> int:
         """Send what the kernel takes now; returns the number of bytes, or an error code."""
@@ -157,7 +157,7 @@ class Core:
             status = int(lib.vl_stream_write(self.pointer, key, token, view + begin, size))
             if status < 0:
                 registry.unpin(token)
-                return status
+                return errors.check_thread(status)
         return 0
 
     def shutdown(self, key: int) -> None:

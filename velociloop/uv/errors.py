@@ -8,9 +8,10 @@ import errno
 import os
 from functools import lru_cache
 
+from .._platform import NATIVE_CODES_ARE_ERRNO
 from ._ffi import ffi, lib
 
-__all__ = ["EAGAIN", "ECANCELED", "EOF", "OUT_OF_RESOURCES", "check", "exception_for"]
+__all__ = ["EAGAIN", "ECANCELED", "EOF", "OUT_OF_RESOURCES", "check", "check_thread", "exception_for"]
 
 _NAME_BYTES = 64
 
@@ -64,8 +65,18 @@ def _code_for(number: int) -> int:
     return next((code for code in range(-1, -4096, -1) if _errno_for(code) == number), 0)
 
 
-EAGAIN: int = -errno.EAGAIN if os.name == "posix" else _code_for(errno.EAGAIN)
-ECANCELED: int = -errno.ECANCELED if os.name == "posix" else _code_for(errno.ECANCELED)
+EAGAIN: int = -errno.EAGAIN if NATIVE_CODES_ARE_ERRNO else _code_for(errno.EAGAIN)
+ECANCELED: int = -errno.ECANCELED if NATIVE_CODES_ARE_ERRNO else _code_for(errno.ECANCELED)
 
 # H8: after these, accepting can work again once somebody closes something.
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+def check_thread(code: int) -> int:
+    """Return ``code``; raise RuntimeError if it says that another thread is polling (H11).
+
+    That is the caller's mistake, not the connection's end: nothing has happened to the handle.
+    """
+    if code == lib.VL_ERR_BUSY:
+        raise exception_for(code)
+    return code

@@ -9,8 +9,9 @@ watches like any other.  A nested one is harmless.
 import selectors
 from collections.abc import Callable, Mapping
 from math import ceil
-from typing import Any
+from typing import Any, Protocol
 
+from .._platform import new_selector
 from . import errors
 from ._ffi import lib
 from .core import ERR_FOREIGN, POLL_RECORDS, POLL_SELECTOR, Core
@@ -27,6 +28,16 @@ def _no_preparation() -> None:
     """Stand for "nothing to do before a wait"."""
 
 
+class Scope(Protocol):
+    """What the selector must know of ``scheduling.callbacks.CallbackScope``."""
+
+    active: bool
+    corked: Any
+
+    def end(self) -> None:
+        """Have everything sent that was held back."""
+
+
 class Selector(selectors.BaseSelector):
     """Waits for libuv and for registered descriptors alike.
 
@@ -34,10 +45,11 @@ class Selector(selectors.BaseSelector):
     ``on_foreign`` is called when the loop turns out to be a forked child's inheritance.
     """
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, scope: Scope) -> None:
         self._core = core
+        self._scope = scope
         self._pointer = core.pointer
-        self._inner: Any = selectors.DefaultSelector()
+        self._inner: Any = new_selector()
         try:
             self._key = core.open_selector(self._inner.fileno())
         except BaseException:
@@ -58,6 +70,12 @@ class Selector(selectors.BaseSelector):
         Returns the registered descriptors that are ready, as ``BaseSelector.select`` does; what
         libuv completed is in the ring.  With undrained records in the ring it returns at once.
         """
+        # H5: corked bytes do not outlive the callback that wrote them, not even one that runs
+        # a nested turn, whose handles nobody watches for their end.
+        scope = self._scope
+        scope.active = False
+        if scope.corked:
+            scope.end()
         if timeout is None:
             self.before_wait()
             ready = lib.vl_core_poll(self._pointer, -1)
@@ -124,7 +142,7 @@ class Selector(selectors.BaseSelector):
         """In a forked child, after the core was adopted: watch the same descriptors anew."""
         remembered = self._inner
         self._core.close_handle(self._key)
-        self._inner = selectors.DefaultSelector()
+        self._inner = new_selector()
         self._key = self._core.open_selector(self._inner.fileno())
         for key in remembered.get_map().values():
             self._inner.register(key.fileobj, key.events, key.data)

@@ -8,22 +8,20 @@ abstract ``bytes`` name for AF_UNIX.
 import os
 import socket
 import struct
-import sys
 from typing import Any
+
+from .._platform import AF_UNIX, SOCKADDR_HAS_LENGTH
 
 __all__ = ["DECODABLE", "decode"]
 
-# BSD-derived systems put a length byte in front of a one-byte family.
-_BSD = sys.platform == "darwin" or "bsd" in sys.platform
-_FAMILY = struct.Struct("xB" if _BSD else "=H")
+_FAMILY = struct.Struct("xB" if SOCKADDR_HAS_LENGTH else "=H")
 _INET = struct.Struct("!2xH4s")
 _INET6 = struct.Struct("!2xHI16s")
 _SCOPE_OFFSET = 24
-_AF_UNIX = getattr(socket, "AF_UNIX", -1)
 _PATH_OFFSET = 2
 
 #: The families that :func:`decode` knows; others are asked of a socket object.
-DECODABLE = frozenset({int(socket.AF_INET), int(socket.AF_INET6), int(_AF_UNIX)})
+DECODABLE = frozenset({int(socket.AF_INET), int(socket.AF_INET6), int(AF_UNIX)})
 
 
 def decode(raw: bytes) -> Any:
@@ -39,10 +37,11 @@ def decode(raw: bytes) -> Any:
         port, flowinfo, host = _INET6.unpack_from(raw)
         (scope_id,) = struct.unpack_from("=I", raw, _SCOPE_OFFSET)
         return socket.inet_ntop(socket.AF_INET6, host), port, flowinfo, scope_id
-    if family == _AF_UNIX:
+    if family == AF_UNIX:
         path = raw[_PATH_OFFSET:]
-        # unix(7): an abstract name starts with a zero byte and is as long as the address says.
-        if path[:1] == b"\0" and sys.platform == "linux" and len(path) > 1:
+        # unix(7): an abstract name starts with a zero byte and is as long as the address says;
+        # elsewhere than on Linux no name does.
+        if path[:1] == b"\0" and len(path) > 1 and not SOCKADDR_HAS_LENGTH:
             return path
         return os.fsdecode(path.split(b"\0", 1)[0])
     return None

@@ -1,0 +1,13 @@
+"""Everything in Python that depends on the operating system, under the same names everywhere.
+
+The C side has its own single place: ``uv/shim_os.c``.
+"""
+
+import sys
+
+if sys.platform == "win32":
+    from .windows import AF_UNIX, NATIVE_CODES_ARE_ERRNO, SOCKADDR_HAS_LENGTH, after_fork_in_child, new_selector
+else:
+    from .unix import AF_UNIX, NATIVE_CODES_ARE_ERRNO, SOCKADDR_HAS_LENGTH, after_fork_in_child, new_selector
+
+__all__ = ["AF_UNIX", "NATIVE_CODES_ARE_ERRNO", "SOCKADDR_HAS_LENGTH", "after_fork_in_child", "new_selector"]

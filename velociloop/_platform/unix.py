@@ -1,0 +1,31 @@
+"""Linux, macOS and the BSDs."""
+
+import os
+import selectors
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["AF_UNIX", "NATIVE_CODES_ARE_ERRNO", "SOCKADDR_HAS_LENGTH", "after_fork_in_child", "new_selector"]
+
+AF_UNIX: int = socket.AF_UNIX
+
+#: A libuv code is a negated errno value.
+NATIVE_CODES_ARE_ERRNO = True
+
+#: BSD-derived systems put a length byte in front of a one-byte family in ``struct sockaddr``.
+SOCKADDR_HAS_LENGTH = sys.platform != "linux"
+
+
+def new_selector() -> Any:
+    """Return a selector that has a descriptor which is readable when one of its own is ready."""
+    selector: Any = selectors.DefaultSelector()
+    if not hasattr(selector, "fileno"):
+        raise OSError("velociloop needs epoll or kqueue, which this system's Python does not offer")
+    return selector
+
+
+def after_fork_in_child(function: Callable[[], None]) -> None:
+    """Have ``function`` called in every child that ``os.fork`` makes."""
+    os.register_at_fork(after_in_child=function)

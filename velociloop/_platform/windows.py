@@ -1,0 +1,22 @@
+"""Windows: the names are here, the selector is not yet.  Nothing of this was ever run."""
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["AF_UNIX", "NATIVE_CODES_ARE_ERRNO", "SOCKADDR_HAS_LENGTH", "after_fork_in_child", "new_selector"]
+
+AF_UNIX: int = -1  # asyncio has no Unix sockets there
+
+#: libuv's codes have values of their own.
+NATIVE_CODES_ARE_ERRNO = False
+
+SOCKADDR_HAS_LENGTH = False
+
+
+def new_selector() -> Any:
+    """Raise OSError: a selector with a descriptor of its own does not exist there."""
+    raise OSError("velociloop does not support Windows yet; use asyncio's own loop there")
+
+
+def after_fork_in_child(function: Callable[[], None]) -> None:
+    """Do nothing: there is no fork."""

@@ -543,7 +543,11 @@ class StreamTransport(FlowControlMixin):
         if self._phase is _CLOSING:
             self._lose_connection(None)
         elif self._sending is Sending.ENDING:
-            self._shutdown()
+            try:
+                self._shutdown()
+            except OSError as exc:
+                # The connection was reset meanwhile.  Reading has said so, or will.
+                logger.debug("%r: shutdown() after the last write failed: %s", self, exc)
 
     def can_write_eof(self) -> bool:
         """Return True: every stream socket has a sending end that closes alone."""

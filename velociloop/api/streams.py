@@ -55,9 +55,14 @@ def make_socket_transport(
     given = loop.is_user_socket(sock)
     fd = sock.dup().detach() if given else sock.detach()
     key = loop.core.open_stream(kind, fd)
-    return StreamTransport(
-        loop, loop.core, loop.scope, key, info, protocol, waiter, extra, server, user_sock=sock if given else None
-    )
+    user_sock = sock if given else None
+    try:
+        return StreamTransport(
+            loop, loop.core, loop.scope, key, info, protocol, waiter, extra, server, user_sock=user_sock
+        )
+    except BaseException:
+        loop.core.close_handle(key)
+        raise
 
 
 def make_accepted_transport(

@@ -190,7 +190,7 @@ class SendingSide(FlowControlMixin):
         elif sent == _EAGAIN:
             self._queue(data, 0)
         else:
-            errors.check_thread(sent)
+            errors.raise_if_refused(sent)
             self._fatal_error(errors.exception_for(sent), "Fatal write error on socket transport")
 
     def _queue(self, data: bytes | bytearray | memoryview, start: int) -> None:
@@ -201,9 +201,10 @@ class SendingSide(FlowControlMixin):
         if not self._unsent_bytes:
             # asyncio's writer is a Handle made here.
             self._write_context = contextvars.copy_context()
-        self._unsent_bytes += len(data) - start
-        status = self._core.queue_write(self._key, data, start)
+        taken, status = self._core.queue_write(self._key, data, start)
+        self._unsent_bytes += taken
         if status < 0:
+            errors.raise_if_refused(status)
             self._fatal_error(errors.exception_for(status), "Fatal write error on socket transport")
         elif self._unsent_bytes > self._high_water:
             self._maybe_pause_protocol()

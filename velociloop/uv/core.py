@@ -126,12 +126,12 @@ class Core:
         return bytes(ffi.buffer(name, size)[:]) if size > 0 else b""
 
     def start_reading(self, key: int) -> int:
-        """Let received bytes become READ records.  Returns 0 or an error code."""
-        return int(lib.vl_stream_read_start(self.pointer, key))
+        """Let received bytes become READ records.  Returns 0 or an error code of the connection."""
+        return errors.raise_if_refused(lib.vl_stream_read_start(self.pointer, key))
 
     def stop_reading(self, key: int) -> int:
         """No more READ records from the next poll on.  Returns 0 or an error code."""
-        return errors.check_thread(lib.vl_stream_read_stop(self.pointer, key))
+        return errors.raise_if_refused(lib.vl_stream_read_stop(self.pointer, key))
 
     def try_write(self, key: int, data: bytes | bytearray | memoryview) -> int:
         """Send what the kernel takes now; returns the number of bytes, or an error code."""
@@ -144,8 +144,11 @@ class Core:
         """The same for two objects, in one system call."""
         return int(lib.vl_stream_try_write2(self.pointer, key, first, len(first), second, len(second)))
 
-    def queue_write(self, key: int, data: bytes, start: int) -> int:
-        """Have libuv send ``data[start:]`` as the peer takes it.  Returns 0 or an error code.
+    def queue_write(self, key: int, data: bytes, start: int) -> tuple[int, int]:
+        """Have libuv send ``data[start:]`` as the peer takes it.
+
+        Returns the number of bytes that libuv has taken over and, where that is not all of them, the
+        error code that stopped it (0 otherwise).
 
         The object is pinned by the requests until their completion records are dispatched.
         """
@@ -157,8 +160,8 @@ class Core:
             status = int(lib.vl_stream_write(self.pointer, key, token, view + begin, size))
             if status < 0:
                 registry.unpin(token)
-                return errors.check_thread(status)
-        return 0
+                return begin - start, status
+        return len(data) - start, 0
 
     def shutdown(self, key: int) -> None:
         """End the sending direction: shutdown(2) with SHUT_WR."""

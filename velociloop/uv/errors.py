@@ -11,7 +11,7 @@ from functools import lru_cache
 from .._platform import NATIVE_CODES_ARE_ERRNO
 from ._ffi import ffi, lib
 
-__all__ = ["EAGAIN", "ECANCELED", "EOF", "OUT_OF_RESOURCES", "check", "check_thread", "exception_for"]
+__all__ = ["EAGAIN", "ECANCELED", "EOF", "OUT_OF_RESOURCES", "check", "exception_for", "raise_if_refused"]
 
 _NAME_BYTES = 64
 
@@ -56,6 +56,29 @@ def exception_for(code: int) -> OSError | RuntimeError:
 def check(code: int) -> int:
     """Return ``code`` if it is a result; raise :func:`exception_for` it if it is an error."""
     if code < 0:
+        raise exception_for(code)
+    return code
+
+
+def _code_for(number: int) -> int:
+    # The inverse of _errno_for() for the few codes that callers compare with.
+    return next((code for code in range(-1, -4096, -1) if _errno_for(code) == number), 0)
+
+
+EAGAIN: int = -errno.EAGAIN if NATIVE_CODES_ARE_ERRNO else _code_for(errno.EAGAIN)
+ECANCELED: int = -errno.ECANCELED if NATIVE_CODES_ARE_ERRNO else _code_for(errno.ECANCELED)
+
+# H8: after these, accepting can work again once somebody closes something.
+OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+def raise_if_refused(code: int) -> int:
+    """Raise RuntimeError if the shim has refused the call (another thread polls, closed, forked).
+
+    That is the caller's mistake, not the connection's end: nothing has happened to the handle.
+    Returns ``code`` otherwise: a result, or an error of the connection.
+    """
+    if code in _OWN_ERRORS:
         raise exception_for(code)
     return code
 

@@ -131,7 +131,9 @@ class Core:
 
     def stop_reading(self, key: int) -> int:
         """No more READ records from the next poll on.  Returns 0 or an error code."""
-        return errors.raise_if_refused(lib.vl_stream_read_stop(self.pointer, key))
+        status = int(lib.vl_stream_read_stop(self.pointer, key))
+        # A forked child may clean up what it has inherited: nothing reads there anyway.
+        return status if status == ERR_FOREIGN else errors.raise_if_refused(status)
 
     def try_write(self, key: int, data: bytes | bytearray | memoryview) -> int:
         """Send what the kernel takes now; returns the number of bytes, or an error code."""

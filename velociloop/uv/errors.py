@@ -60,18 +60,6 @@ def check(code: int) -> int:
     return code
 
 
-def _code_for(number: int) -> int:
-    # The inverse of _errno_for() for the few codes that callers compare with.
-    return next((code for code in range(-1, -4096, -1) if _errno_for(code) == number), 0)
-
-
-EAGAIN: int = -errno.EAGAIN if NATIVE_CODES_ARE_ERRNO else _code_for(errno.EAGAIN)
-ECANCELED: int = -errno.ECANCELED if NATIVE_CODES_ARE_ERRNO else _code_for(errno.ECANCELED)
-
-# H8: after these, accepting can work again once somebody closes something.
-OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-
 def raise_if_refused(code: int) -> int:
     """Raise RuntimeError if the shim has refused the call (another thread polls, closed, forked).
 
@@ -93,13 +81,3 @@ ECANCELED: int = -errno.ECANCELED if NATIVE_CODES_ARE_ERRNO else _code_for(errno
 
 # H8: after these, accepting can work again once somebody closes something.
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-
-def check_thread(code: int) -> int:
-    """Return ``code``; raise RuntimeError if it says that another thread is polling (H11).
-
-    That is the caller's mistake, not the connection's end: nothing has happened to the handle.
-    """
-    if code == lib.VL_ERR_BUSY:
-        raise exception_for(code)
-    return code

@@ -35,8 +35,8 @@ class SendingSide(FlowControlMixin):
     """What a transport needs to send on one stream handle.
 
     The subclass must provide ``_fatal_error(exc, message)``, which ends the connection because of
-    an error, and ``_lose_connection(exc)``, which calls ``connection_lost``; it sets ``_phase`` and counts
-    ``_conn_lost``, and sends nothing itself.
+    an error, and ``_lose_connection_soon(exc)``, which schedules ``connection_lost``; it sets ``_phase`` and
+    counts ``_conn_lost``, and sends nothing itself.
     """
 
     _loop: Any
@@ -45,7 +45,7 @@ class SendingSide(FlowControlMixin):
     if TYPE_CHECKING:
 
         def _fatal_error(self, exc: BaseException, message: str) -> None: ...
-        def _lose_connection(self, exc: BaseException | None) -> None: ...
+        def _lose_connection_soon(self, exc: BaseException | None) -> None: ...
 
     # Until the subclass is complete: what __del__ finds of a transport whose __init__ failed.
     _phase = _CLOSED
@@ -224,12 +224,14 @@ class SendingSide(FlowControlMixin):
                 self._empty_waiter.set_exception(exc)
             return
         self._maybe_resume_protocol()  # may write
+        if self._corked and self._phase is _CLOSING:
+            self._flush()  # if the kernel takes it all, nothing else will notice that it was the last
         if self._unsent_bytes or self._corked:
             return
         if self._empty_waiter is not None:
             self._empty_waiter.set_result(None)
         if self._phase is _CLOSING:
-            self._lose_connection(None)
+            self._lose_connection_soon(None)
         elif self._sending is Sending.ENDING:
             try:
                 self._shutdown()
@@ -246,6 +248,8 @@ class SendingSide(FlowControlMixin):
         if self._phase is not _OPEN or self._sending is not _SENDING_OPEN:
             return
         self._flush()
+        if self._phase is not _OPEN or self._sending is not _SENDING_OPEN:
+            return  # the flush has failed, or pause_writing() has ended it
         self._sending = Sending.ENDING
         if not self._unsent_bytes and not self._conn_lost:
             self._shutdown()

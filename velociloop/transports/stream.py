@@ -366,9 +366,7 @@ class StreamTransport(SendingSide):
         self._stop_reading()
         self._phase = _CLOSING
         if not self._unsent_bytes:
-            self._conn_lost += 1
-            self._phase = _LOST
-            self._loop.call_soon(self._lose_connection, None)
+            self._lose_connection_soon(None)
 
     def abort(self) -> None:
         """Close at once; what the kernel has not taken is lost.  ``connection_lost(None)`` follows."""
@@ -398,6 +396,9 @@ class StreamTransport(SendingSide):
         if self._conn_lost:
             return  # the flush has failed: that error came first
         self._stop_reading()
+        self._lose_connection_soon(exc)
+
+    def _lose_connection_soon(self, exc: BaseException | None) -> None:
         self._conn_lost += 1
         self._phase = _LOST
         self._loop.call_soon(self._lose_connection, exc)

@@ -12,6 +12,12 @@ _Static_assert(sizeof(vl_record) == 32, "Python unpacks records of 32 bytes");
 /* A deadline this close to the one already set is the same (settime costs 1.5 us). */
 #define FINE_SAME_NS 20000u
 
+/* What uv_loop_init() opens in a process's first loop, and a little more: epoll, io_uring,
+ * a pipe for signals, eventfd, timerfd, /dev/null. */
+#define DESCRIPTORS_OF_A_CORE 8
+/* What uv_loop_fork() opens again. */
+#define DESCRIPTORS_OF_A_FORK 4
+
 static void on_wake(uv_async_t *wake) {
   (void)wake; /* its purpose is that uv_run() returns */
 }
@@ -120,6 +126,7 @@ static int open_loop(vl_core *core) {
 
 vl_core *vl_core_new(int *error) {
   vl_core *core = calloc(1, sizeof(*core));
+  size_t room;
   int held[3];
   int err;
 
@@ -137,11 +144,17 @@ vl_core *vl_core_new(int *error) {
   err = os_hold_stdio(held);
   if (err != 0)
     goto no_loop;
-  err = open_loop(core);
+  /* "if (uv__make_pipe(uv__signal_lock_pipefd, 0)) abort();" */
+  err = os_check_room(DESCRIPTORS_OF_A_CORE);
+  if (err == 0)
+    err = open_loop(core);
   os_release_stdio(held);
   if (err != 0)
     goto no_loop;
   err = ring_reserve(core);
+  /* Every record names a segment of the slab, an error's the first. */
+  if (err == 0 && slab_offer(core, 1, &room) == NULL)
+    err = UV_ENOMEM;
   if (err != 0)
     goto no_ring;
   *error = 0;
@@ -167,6 +180,15 @@ int vl_core_close(vl_core *core) {
 
   if (err != 0)
     return err == VL_ERR_CLOSED ? 0 : err;
+  /* libuv runs the close callbacks in a turn, and a turn without backend never ends or
+   * aborts (H6). */
+  if (os_check_backend(&core->loop, core->fine.fd) != 0) {
+    err = os_replace_backend(&core->loop);
+    if (err != 0) {
+      core_leave(core);
+      return err;
+    }
+  }
   uv_mutex_lock(&core->wake_lock);
   core->closed = true;
   uv_mutex_unlock(&core->wake_lock);
@@ -192,7 +214,7 @@ void vl_core_free(vl_core *core) {
     return;
   while ((late = core->late_first) != NULL) {
     core->late_first = late->next;
-    free(late->write); /* handles' late records left with their handles */
+    free(late->memory);
   }
   ring_free(core);
   handle_table_free(core);
@@ -206,10 +228,8 @@ int vl_core_check(vl_core *core) {
 
   if (err != 0)
     return err;
-  /* Registers what is registered anyway: EBADF, or EINVAL, if the backend is no event queue
-   * any more ("closed backend + NDEBUG spins forever inside uv_run"). */
-  if (core->fine.fd >= 0)
-    err = os_check_descriptor(&core->loop, core->fine.fd);
+  /* "Closed backend + NDEBUG spins forever inside uv_run." */
+  err = os_check_backend(&core->loop, core->fine.fd);
   core_leave(core);
   return err;
 }
@@ -226,6 +246,26 @@ void vl_core_abandon(vl_core *core) {
   core->foreign = true;
 }
 
+static int renew_kernel_objects(vl_core *core) {
+  int held[3];
+  int err = os_hold_stdio(held); /* as in vl_core_new() */
+
+  if (err != 0)
+    return err;
+  err = os_check_room(DESCRIPTORS_OF_A_FORK);
+  if (err == 0 && core->fine.fd >= 0)
+    err = os_fine_timer_replace(core->fine.fd);
+  if (err == 0) {
+    err = uv_loop_fork(&core->loop);
+    if (err == 0 && core->fine.fd >= 0)
+      err = os_check_descriptor(&core->loop, core->fine.fd); /* for vl_core_check() */
+    if (err != 0)
+      core->polling = true; /* half changed, see vl_core_adopt() */
+  }
+  os_release_stdio(held);
+  return err;
+}
+
 int vl_core_adopt(vl_core *core) {
   uint32_t i;
   int err;
@@ -239,10 +279,8 @@ int vl_core_adopt(vl_core *core) {
   err = uv_mutex_init(&core->entry_lock); /* a new one: the old may be locked for ever */
   if (err == 0)
     err = uv_mutex_init(&core->wake_lock);
-  if (err == 0 && core->fine.fd >= 0)
-    err = os_fine_timer_replace(core->fine.fd);
   if (err == 0 && !core->closed)
-    err = uv_loop_fork(&core->loop);
+    err = renew_kernel_objects(core);
   if (err != 0)
     return err;
   core->fine.deadline = 0;
@@ -305,14 +343,14 @@ int vl_core_poll(vl_core *core, int64_t timeout_ns) {
   if (words[VL_WORD_FRAMES] == 0)
     ring_reset(core);
   ring_take_late(core);
+  core->selector_ready = false;
   handle_check_armed(core);
-  if (words[VL_WORD_HEAD] != words[VL_WORD_TAIL] || core->late_first != NULL)
+  if (words[VL_WORD_HEAD] != words[VL_WORD_TAIL] || core->late_first != NULL || core->selector_ready)
     timeout_ns = 0;
   result = set_timeout(core, timeout_ns);
   if (result == 0) {
     core->serial++;
     core->statistics.polls++;
-    core->selector_ready = false;
     core->polling = true;
   }
   core_leave(core);

@@ -76,21 +76,11 @@ static void on_closed(uv_handle_t *uv) {
 
   core->statistics.closing--;
   if (handle->late_used) {
-    /* Its error or end never found room, and its owner is gone: unlink the node,
-     * which is a part of this memory. */
-    vl_late **link = &core->late_first;
-    vl_late *previous = NULL;
-
-    while (*link != NULL && *link != &handle->late) {
-      previous = *link;
-      link = &(*link)->next;
-    }
-    if (*link != NULL) {
-      *link = handle->late.next;
-      if (core->late_last == &handle->late)
-        core->late_last = previous;
-      core->statistics.late--;
-    }
+    /* Its end or error has not found room yet, and who closed it may have been the shim
+     * (handle_check_armed()): the owner must still hear of it. */
+    handle->late.used = NULL;
+    handle->late.memory = handle;
+    return;
   }
   free(handle);
 }
@@ -147,8 +137,11 @@ void handle_check_armed(vl_core *core) {
     if (err == 0)
       continue;
     /* "if (epoll_ctl(epollfd, EPOLL_CTL_MOD, fd, &e)) abort();" is what would
-     * follow.  The handle leaves libuv; its owner learns why. */
-    if (handle->kind != VL_KIND_SELECTOR)
+     * follow.  The handle leaves libuv; its owner learns why.  The selector's owner is
+     * sent to the descriptor, which tells it. */
+    if (handle->kind == VL_KIND_SELECTOR)
+      core->selector_ready = true;
+    else
       handle_report(handle, handle->kind == VL_KIND_STREAM ? VL_OP_READ : VL_OP_ACCEPT, err);
     handle_close(handle);
   }

@@ -4,7 +4,8 @@
  *   vl_core      owned by the caller of vl_core_new(); outlives its uv_loop_t, so
  *                that a late vl_core_wake() finds its lock (H11).
  *   vl_handle    owned by the core from handle_new() on; freed only in libuv's
- *                close callback (H8).  A key names it until handle_close().
+ *                close callback (H8), or after it, by the core's late list, if its
+ *                end or error still waits there.  A key names it until handle_close().
  *   vl_write     owned by libuv from uv_write() to its callback, then by the core's
  *                late list if the ring had no room, then freed.
  *   written data owned by the caller, who keeps it until VL_OP_WRITE_DONE.
@@ -35,7 +36,7 @@ typedef struct vl_write vl_write;
 typedef struct vl_late {
   struct vl_late *next;
   vl_record record;
-  vl_write *write;          /* freed once the record is in the ring; or NULL */
+  void *memory;             /* freed once the record is in the ring; or NULL */
   bool *used;               /* true while this is in the list; or NULL */
 } vl_late;
 
@@ -178,7 +179,7 @@ int64_t stream_adopt(vl_core *core, int kind, int fd);
 /* The same file as a descriptor above 2, or an error; the given one is closed
  * if it was not.  H6: libuv never closes 0-2, and asserts. */
 int os_move_above_stdio(int fd);
-/* Another number for the same file; the given one is closed, on failure too. */
+/* A higher number for the same file; the given one is closed, on failure too. */
 int os_renumber(int fd);
 int os_close(int fd);
 /* A connection, non-blocking and close-on-exec, or an error. */
@@ -189,8 +190,16 @@ int os_sockname(int fd, char *out, int room);
 /* Occupies descriptors 0-2 as far as they are free. */
 int os_hold_stdio(int held[3]);
 void os_release_stdio(int held[3]);
+/* 0 if so many descriptors more can be opened. */
+int os_check_room(int count);
 /* 0 if the kernel would accept a registration of fd with libuv's backend. */
 int os_check_descriptor(const uv_loop_t *loop, int fd);
+/* 0 if libuv's backend descriptor is still the event queue that libuv watches fd with
+ * (for readability). */
+int os_check_backend(const uv_loop_t *loop, int fd);
+/* Gives libuv another backend, which watches nothing.  The old descriptor is not touched:
+ * by now it may be somebody else's. */
+int os_replace_backend(uv_loop_t *loop);
 /* A fine timer's descriptor, or UV_ENOTSUP where there is none. */
 int os_fine_timer_open(void);
 /* Fires once after so many nanoseconds; 0: never. */

@@ -47,10 +47,26 @@ void os_release_stdio(int held[3]) {
   (void)held;
 }
 
+int os_check_room(int count) {
+  (void)count;
+  return 0;
+}
+
 int os_check_descriptor(const uv_loop_t *loop, int fd) {
   (void)loop;
   (void)fd;
   return 0;
+}
+
+int os_check_backend(const uv_loop_t *loop, int fd) {
+  (void)loop;
+  (void)fd;
+  return 0;
+}
+
+int os_replace_backend(uv_loop_t *loop) {
+  (void)loop;
+  return UV_ENOTSUP;
 }
 
 char *os_pages_new(size_t size) {
@@ -91,8 +107,9 @@ int os_close(int fd) {
 }
 
 int os_renumber(int fd) {
-  int moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-  int err = moved < 0 ? failure() : 0;
+  int moved = fcntl(fd, F_DUPFD_CLOEXEC, fd > STDERR_FILENO ? fd + 1 : STDERR_FILENO + 1);
+  /* "EINVAL: arg is greater than the maximum allowable value": there is no higher number. */
+  int err = moved >= 0 ? 0 : errno == EINVAL ? UV_EMFILE : failure();
 
   (void)os_close(fd);
   return err != 0 ? err : moved;
@@ -166,6 +183,17 @@ void os_release_stdio(int held[3]) {
       (void)os_close(held[i]);
 }
 
+int os_check_room(int count) {
+  int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  int err = fd < 0 ? failure() : 0;
+
+  if (err == 0 && count > 1)
+    err = os_check_room(count - 1);
+  if (fd >= 0)
+    (void)os_close(fd);
+  return err;
+}
+
 char *os_pages_new(size_t size) {
   void *pages = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
@@ -193,11 +221,42 @@ int os_check_descriptor(const uv_loop_t *loop, int fd) {
   return failure();
 }
 
+int os_check_backend(const uv_loop_t *loop, int fd) {
+  struct epoll_event event;
+
+  memset(&event, 0, sizeof(event));
+  event.events = EPOLLIN;
+  event.data.fd = fd;
+  /* Sets what is set already.  EBADF: closed; EINVAL: "epfd is not an epoll file
+   * descriptor"; ENOENT: another one, which knows nothing of fd. */
+  return epoll_ctl(uv_backend_fd(loop), EPOLL_CTL_MOD, fd, &event) == 0 ? 0 : failure();
+}
+
+int os_replace_backend(uv_loop_t *loop) {
+  int fd = epoll_create1(EPOLL_CLOEXEC);
+
+  fd = fd < 0 ? failure() : os_move_above_stdio(fd);
+  if (fd < 0)
+    return fd;
+  loop->backend_fd = fd;
+  return 0;
+}
+
 #else
 
 int os_check_descriptor(const uv_loop_t *loop, int fd) {
   (void)loop;
   return fcntl(fd, F_GETFD) < 0 ? failure() : 0;
+}
+
+int os_check_backend(const uv_loop_t *loop, int fd) {
+  (void)fd;
+  return fcntl(uv_backend_fd(loop), F_GETFD) < 0 ? failure() : 0;
+}
+
+int os_replace_backend(uv_loop_t *loop) {
+  (void)loop;
+  return UV_ENOTSUP;
 }
 
 #endif /* __linux__ */

@@ -69,7 +69,7 @@ int ring_push(vl_core *core, const vl_record *record) {
 void ring_push_or_keep(vl_core *core, vl_late *late, const vl_record *record) {
   /* Once something waits, what follows waits behind it: order is a promise. */
   if (core->late_first == NULL && ring_push(core, record) == 0) {
-    free(late->write);
+    free(late->memory);
     return;
   }
   late->next = NULL;
@@ -96,7 +96,7 @@ void ring_take_late(vl_core *core) {
     core->statistics.late--;
     if (late->used != NULL)
       *late->used = false;
-    free(late->write); /* late itself is a part of it, or of a handle */
+    free(late->memory); /* late itself is a part of it, or of a handle */
   }
 }
 

@@ -35,6 +35,9 @@ static void on_read(uv_stream_t *stream, ssize_t nread, const uv_buf_t *buf) {
     return;
   if (nread < 0) {
     handle_report(handle, VL_OP_READ, nread);
+    /* libuv stops watching for readability now.  If a write waits for writability, that is
+     * an epoll_ctl in the next uv_run(). */
+    handle_arm(handle);
     return;
   }
   slab_commit(handle->core, (size_t)nread, &record.segment, &record.aux);
@@ -58,6 +61,12 @@ static void on_written(uv_write_t *req, int status) {
 }
 
 /* -- opening ------------------------------------------------------------------- */
+
+static int open_on(vl_handle *handle, int fd) {
+  if (handle->stream_kind == VL_STREAM_PIPE)
+    return uv_pipe_open(&handle->uv.pipe, fd);
+  return uv_tcp_open(&handle->uv.tcp, fd);
+}
 
 int64_t stream_adopt(vl_core *core, int kind, int fd) {
   vl_handle *handle;
@@ -83,14 +92,13 @@ int64_t stream_adopt(vl_core *core, int kind, int fd) {
     return err;
   }
   handle->uv.any.data = handle;
+  err = open_on(handle, fd);
   /* UV_EEXIST: libuv still watches this number for a descriptor that somebody closed
-   * behind its back.  The new file must not inherit that watcher. */
-  err = kind == VL_STREAM_PIPE ? uv_pipe_open(&handle->uv.pipe, fd) : uv_tcp_open(&handle->uv.tcp, fd);
-  if (err == UV_EEXIST) {
+   * behind its back.  The new file must not inherit that watcher.  The next number may be
+   * of that kind too. */
+  while (err == UV_EEXIST && fd >= 0) {
     fd = os_renumber(fd);
-    err = fd < 0                    ? fd
-          : kind == VL_STREAM_PIPE ? uv_pipe_open(&handle->uv.pipe, fd)
-                                   : uv_tcp_open(&handle->uv.tcp, fd);
+    err = fd < 0 ? fd : open_on(handle, fd);
   }
   if (err != 0) {
     if (fd >= 0)
@@ -233,7 +241,7 @@ int vl_stream_write(vl_core *core, int64_t key, int64_t token, const char *data,
     write->handle = handle;
     write->key = key;
     write->token = token;
-    write->late.write = write;
+    write->late.memory = write;
     buf = buffer(data, size);
     err = uv_write(&write->req, &handle->uv.stream, &buf, 1, on_written);
     if (err != 0)

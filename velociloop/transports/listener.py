@@ -95,7 +95,12 @@ class Listener:
 
     def _accepted(self, key: int, raw_peername: bytes) -> None:
         try:
-            transport = self._connect(key, raw_peername, self._protocol_factory())
+            protocol = self._protocol_factory()
+            if self._state is ListenerState.CLOSED:
+                # The factory has closed the server, whose _attach() would fail now (H8).
+                self._core.close_handle(key)
+                return
+            transport = self._connect(key, raw_peername, protocol)
         except BaseException as exc:
             self._core.close_handle(key)
             if isinstance(exc, (SystemExit, KeyboardInterrupt)):

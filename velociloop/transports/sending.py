@@ -47,12 +47,33 @@ class SendingSide(FlowControlMixin):
         def _fatal_error(self, exc: BaseException, message: str) -> None: ...
         def _lose_connection_soon(self, exc: BaseException | None) -> None: ...
 
-    # Until the subclass is complete: what __del__ finds of a transport whose __init__ failed.
-    _phase = _CLOSED
+    # More than 30 attributes: beyond that number instances of a class no longer share their
+    # dict's keys, and each look-up costs more.
+    __slots__ = (
+        "_callback_writes",
+        "_calm_callbacks",
+        "_conn_lost",
+        "_core",
+        "_cork",
+        "_corked",
+        "_corked_bytes",
+        "_empty_waiter",
+        "_key",
+        "_phase",
+        "_pointer",
+        "_protocol",
+        "_scope",
+        "_send",
+        "_sending",
+        "_unsent_bytes",
+        "_write_context",
+        "_wrote_in",
+    )
 
     def __init__(
         self, loop: Any, core: "Core", scope: "CallbackScope", key: int, extra: dict[str, Any] | None
     ) -> None:
+        self._phase = _CLOSED  # until the subclass is complete: for __del__ after a failure
         super().__init__(extra, loop)
         self._core = core
         self._scope = scope

@@ -68,6 +68,24 @@ class StreamTransport(SendingSide):
     _start_tls_compatible = True
     _sendfile_compatible = SENDFILE_TRY_NATIVE
 
+    __slots__ = (
+        "__dict__",  # tests patch methods of instances
+        "__weakref__",
+        "_buffered",
+        "_filled_bytes",
+        "_held",
+        "_info",
+        "_made_sock",
+        "_protocol_connected",
+        "_raw_peername",
+        "_raw_sockname",
+        "_read_context",
+        "_reading",
+        "_server",
+        "_sock_fd",
+        "_user_sock",
+    )
+
     def __init__(
         self,
         loop: Any,
@@ -90,7 +108,8 @@ class StreamTransport(SendingSide):
         self._raw_sockname: bytes | None = None
         self._sock_fd = core.fileno(key) if user_sock is None else user_sock.fileno()
         self._reading = Reading.IDLE
-        self._held: deque[bytes | int] = deque()  # received, but reading was paused meanwhile
+        # What was received but not taken, since reading was paused meanwhile; made when needed.
+        self._held: deque[bytes | int] | None = None
         self._filled_bytes = 0  # of what is being delivered, in the BufferedProtocol's buffer
         self._read_context: contextvars.Context | None = None
         self._server = server
@@ -259,7 +278,9 @@ class StreamTransport(SendingSide):
             return
         if self._reading is not _ACTIVE or self._held:
             # Received by libuv before the pause reached it.
-            self._held.append(bytes(slab[offset : offset + result]) if result > 0 else result)
+            if self._held is None:
+                self._held = deque()
+            self._held.append(slab[offset : offset + result] if result > 0 else result)
             return
         item = memoryview(slab)[offset : offset + result] if result > 0 else result
         self._read_context.run(self._deliver, item)  # type: ignore[union-attr]
@@ -288,7 +309,7 @@ class StreamTransport(SendingSide):
             if self._phase is not _OPEN:
                 return
             if self._reading is not _ACTIVE:
-                self._held.appendleft(bytes(item))
+                self._hold_rest(item)
                 return
             if self._buffered:
                 try:
@@ -297,6 +318,7 @@ class StreamTransport(SendingSide):
                     # KeyboardInterrupt, SystemExit.  How much of it was taken nobody can say but
                     # the buffer's size; what did not fit into it is certainly unread.
                     self._hold_rest(item[self._filled_bytes :])
+                    self._loop.call_soon(self._deliver_held)
                     raise
             else:
                 size = len(item)
@@ -309,9 +331,10 @@ class StreamTransport(SendingSide):
             item = item[size:]
 
     def _hold_rest(self, rest: memoryview) -> None:
+        if self._held is None:
+            self._held = deque()
         if rest:
             self._held.appendleft(bytes(rest))
-            self._loop.call_soon(self._deliver_held)
 
     def _fill_buffer(self, data: memoryview) -> int:
         self._filled_bytes = 0
@@ -376,7 +399,7 @@ class StreamTransport(SendingSide):
         if self._reading is _ACTIVE:
             self._core.stop_reading(self._key)
         self._reading = Reading.IDLE
-        self._held.clear()
+        self._held = None
 
     def _fatal_error(self, exc: BaseException, message: str = "Fatal error on transport") -> None:
         if isinstance(exc, OSError):
@@ -424,7 +447,7 @@ class StreamTransport(SendingSide):
         self._close_handle()
         self._phase = _CLOSED
         self._corked = []
-        self._held.clear()
+        self._held = None
         if self._user_sock is not None:
             self._user_sock.close()
         server, self._server = self._server, None

@@ -1,0 +1,121 @@
+"""What is run: modules of CPython's ``test.test_asyncio``, and the tests of them that are left out.
+
+A module more is a row more in `MODULES`. A test is left out only if it looks into the selector loop's own insides
+(mocks its private methods, builds its private classes by hand), never because it fails; each with its reason, in
+`EXCLUSIONS`. The runner fails when a row there no longer matches anything.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module of CPython's test suite."""
+
+    name: str
+    #: Shell-style patterns of the tests to run, as "Class.method".
+    select: tuple[str, ...] = ("*",)
+    #: Whether its BaseEventLoops with mocked input and output become real loops (child.unmock).
+    unmock: bool = False
+    #: Whether it is run in asyncio's debug mode as well, in which velociloop takes other paths.
+    debug: bool = False
+    #: Seconds that one of its tests may take.
+    test_limit_s: float = 120.0
+    #: Seconds that the module may take.
+    limit_s: float = 480.0
+    #: The first Python version that has it.
+    first: tuple[int, int] = (3, 11)
+
+    @property
+    def short_name(self) -> str:
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Tests of a module that say nothing about a loop's behaviour."""
+
+    module: str
+    #: Shell-style pattern of "Class.method".
+    pattern: str
+    reason: str
+    #: The Python versions in which it must match something, both included. A test that maintenance releases brought to
+    #: earlier versions too is left out there where it is found.
+    first: tuple[int, int] = (3, 11)
+    last: tuple[int, int] = (3, 99)
+
+    def must_match(self) -> bool:
+        return self.first <= sys.version_info[:2] <= self.last
+
+
+_PACKAGE = "test.test_asyncio."
+
+#: Every module that runs loops or transports. Left out: test_futures, test_protocols and test_transports make none;
+#: test_selector_events is a white-box test of the selector loop, on loops and transports of its own with mocks in them;
+#: test_proactor_events, test_windows_events and test_windows_utils are for Windows.
+MODULES = (
+    Module(_PACKAGE + "test_buffered_proto", debug=True),
+    Module(_PACKAGE + "test_events", debug=True),
+    Module(_PACKAGE + "test_runners", unmock=True, debug=True),
+    Module(_PACKAGE + "test_sendfile", debug=True),
+    Module(_PACKAGE + "test_server", debug=True),
+    Module(_PACKAGE + "test_ssl", debug=True),
+    Module(_PACKAGE + "test_streams", debug=True),
+    Module(_PACKAGE + "test_base_events"),
+    Module(_PACKAGE + "test_context"),
+    Module(_PACKAGE + "test_eager_task_factory", first=(3, 12)),
+    Module(_PACKAGE + "test_free_threading", first=(3, 14)),
+    Module(_PACKAGE + "test_futures2"),
+    Module(_PACKAGE + "test_locks"),
+    Module(_PACKAGE + "test_pep492", unmock=True),
+    Module(_PACKAGE + "test_queues"),
+    Module(_PACKAGE + "test_sock_lowlevel", debug=True),
+    Module(_PACKAGE + "test_sslproto", debug=True),
+    Module(_PACKAGE + "test_staggered", first=(3, 13)),
+    Module(_PACKAGE + "test_subprocess"),
+    Module(_PACKAGE + "test_taskgroups"),
+    Module(_PACKAGE + "test_tasks"),
+    Module(_PACKAGE + "test_threads"),
+    Module(_PACKAGE + "test_timeouts"),
+    Module(_PACKAGE + "test_unix_events"),
+    Module(_PACKAGE + "test_waitfor"),
+)
+
+
+def modules() -> tuple[Module, ...]:
+    """The modules that this Python has."""
+    return tuple(module for module in MODULES if module.first <= sys.version_info[:2])
+
+
+_MOCK_SOCKET = (
+    "white-box: puts a MagicMock in place of the socket (as a descriptor it counts as 1, standard output) and a Mock "
+    "in place of _add_reader, which the selector loop's own transport would call"
+)
+_WITH_SELECTOR = "BaseEventLoopWithSelectorTests."
+
+EXCLUSIONS: tuple[Exclusion, ...] = (
+    Exclusion(_PACKAGE + "test_base_events", _WITH_SELECTOR + "test_create_connection_ip_addr", _MOCK_SOCKET),
+    Exclusion(_PACKAGE + "test_base_events", _WITH_SELECTOR + "test_create_connection_ipv6_scope", _MOCK_SOCKET),
+    Exclusion(_PACKAGE + "test_base_events", _WITH_SELECTOR + "test_create_connection_no_inet_pton", _MOCK_SOCKET),
+    Exclusion(_PACKAGE + "test_base_events", _WITH_SELECTOR + "test_create_connection_service_name", _MOCK_SOCKET),
+    Exclusion(
+        _PACKAGE + "test_base_events",
+        _WITH_SELECTOR + "test_create_server_soreuseport_only_defined",
+        "white-box: listens on a Mock, and expects the ValueError by which the selector refuses a Mock as descriptor",
+    ),
+    Exclusion(
+        _PACKAGE + "test_ssl",
+        "TestSSL.test_remote_shutdown_receives_trailing_data_on_slow_socket",
+        "white-box: forces a code path of _SelectorSocketTransport by way of its _read_ready_cb and _sock",
+        first=(3, 14),
+    ),
+    Exclusion(
+        _PACKAGE + "test_sslproto",
+        "SslProtoHandshakeTests.test_connection_lost_when_busy",
+        "white-box: calls _make_socket_transport with a Mock for a socket, whose send() the transport is to call",
+        first=(3, 14),
+    ),
+)

@@ -1,0 +1,1 @@
+"""The differential test: `scenario` is what is done, `play` does it on a loop, `outcome` is what is compared."""

@@ -380,12 +380,18 @@ def test_a_transport_left_open_warns_when_collected(loop: asyncio.AbstractEventL
     async def connect() -> Any:
         return await loop.create_connection(Recorder, sock=near)
 
-    transport, protocol = loop.run_until_complete(connect())
+    connection = [*loop.run_until_complete(connect())]
+    protocol = connection[1]
     loop.close()
-    transport = protocol.transport = None
-    with pytest.warns(ResourceWarning, match="unclosed transport"):
+
+    def let_go() -> None:
+        protocol.transport = None
+        connection.clear()
         gc.collect()
-    assert transport is None and near.fileno() == -1
+
+    with pytest.warns(ResourceWarning, match="unclosed transport"):
+        let_go()
+    assert near.fileno() == -1
     assert far.recv(1) == b""
     far.close()
     assert protocol.events == ["made"]

@@ -104,6 +104,11 @@ int __wrap_epoll_pwait(int fd, struct epoll_event *events, int count, int timeou
     faults.longest_wait = timeout;
   if (timeout < 0)
     faults.endless_wait = true;
+  if (faults.interrupt_wait) {
+    faults.interrupt_wait = false;
+    errno = EINTR;
+    return -1;
+  }
   return __real_epoll_pwait(fd, events, count, timeout, mask);
 }
 

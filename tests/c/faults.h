@@ -18,6 +18,7 @@ typedef struct {
   int writevs;
   int released;          /* madvise */
   int kernel_waits;      /* epoll_pwait */
+  bool interrupt_wait;   /* the next one fails with EINTR */
   int longest_wait;      /* its largest timeout so far, in milliseconds */
   bool endless_wait;     /* it was called without a timeout */
   bool clock_stands;     /* clock_gettime goes on answering what it first answered then */

@@ -8,8 +8,10 @@ import errno
 import logging
 import os
 import re
+import select
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
@@ -123,6 +125,7 @@ class End:
         #: Paused in the middle of what was on its way: how much is left depends on the chunks.
         self.unread_uncertain = False
         self.reacting = ""  # to which callback
+        self.expects_reset = False  # of bytes that were sent to a socket that has closed
 
     # What is so at this moment
 
@@ -295,6 +298,7 @@ class End:
             to_nobody = op.name in WRITES and self.peer_gone and not self.closing
             self.do_one(op)
             if to_nobody:
+                self.expects_reset = self.play.scenario.transport == "tcp" and self.peer.lost and sum(op.sizes) > 0
                 # Of several, asyncio sends the first in vain and fails at the second; velociloop may send them
                 # as one, and fails at a later one. So does the kernel: only the first reset tells it.
                 break
@@ -325,6 +329,18 @@ class End:
         self.run.calls.append((op, outcome))
         if not self.peer_gone and op.name != "ask":
             self.run.calls.append((transport.is_closing(), transport.is_reading() or self.slow_pause))
+
+    async def until_reset(self) -> None:
+        """Wait until the kernel knows that nobody reads what it was given; it tells who asks."""
+        self.expects_reset = False
+        deadline = time.monotonic() + self.play.stall_s
+        while not self.lost:
+            poll = select.poll()
+            poll.register(self.transport.get_extra_info("socket").fileno(), 0)
+            if poll.poll(0):
+                break
+            self.check(time.monotonic() < deadline, "bytes for a closed socket were not answered by a reset")
+            await asyncio.sleep(0)
 
     def before_ending(self, name: str) -> None:
         """Find out whether what comes of `name`, about to be called, is determined."""
@@ -510,6 +526,9 @@ class Play:
         return None
 
     async def settle(self) -> None:
+        for end in self.ends:
+            if end.expects_reset:
+                await end.until_reset()
         while True:
             await self.until(self.unsettled)
             for _ in range(3):  # what was scheduled by what has just happened

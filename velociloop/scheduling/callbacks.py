@@ -38,4 +38,11 @@ class CallbackScope:
         """Tell each; those that are written to meanwhile are told as well."""
         corked = self.corked
         while corked:
-            corked.pop(0).on_callback_end()
+            try:
+                corked[0].on_callback_end()
+            except (KeyboardInterrupt, SystemExit):
+                raise  # it stays in line: what it holds back leaves at the next end
+            except BaseException:
+                del corked[0]
+                raise
+            del corked[0]

@@ -54,6 +54,9 @@ def make_socket_transport(
     kind = stream_kind(sock)
     given = loop.is_user_socket(sock)
     fd = sock.dup().detach() if given else sock.detach()
+    if type(fd) is not int:
+        # A mock passes for the number 1 in C, and libuv would take over standard output.
+        raise TypeError(f"the socket's descriptor is not an integer: {fd!r}")
     key = loop.core.open_stream(kind, fd)
     user_sock = sock if given else None
     try:

@@ -34,7 +34,7 @@ class Statistics:
 
     ``handles``, ``closing`` and ``writes`` are libuv handles that the loop's user has open, handles that
     are being closed, and queued write requests; all are 0 on a loop with nothing open.
-    ``records`` waiting to be dispatched, and ``polls`` of the kernel so far.  ``ring_segments``
+    ``records`` are waiting to be dispatched now; ``polls`` counts turns of libuv so far.  ``ring_segments``
     and ``slab_segments`` are memory: 32 KiB and 1 MiB each.
     """
 

@@ -19,10 +19,13 @@ import gc
 import os
 import ssl
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import pytest
-import trustme
 from support import FACTORIES, HandlerCalls, open_descriptors
+
+if TYPE_CHECKING:
+    import trustme
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -73,7 +76,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     # What collection made is never garbage; frozen, it does not cost each test's gc.collect() its time.
     gc.collect()
-    gc.freeze()
+    if hasattr(gc, "freeze"):  # not on PyPy
+        gc.freeze()
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:
@@ -131,7 +135,8 @@ def loop(loop_factory: LoopFactory) -> Iterator[asyncio.AbstractEventLoop]:
 
 @pytest.fixture(scope="session")
 def authority() -> trustme.CA:
-    return trustme.CA()
+    made: trustme.CA = pytest.importorskip("trustme", reason="its cryptography has no build for PyPy").CA()
+    return made
 
 
 @pytest.fixture(scope="session")

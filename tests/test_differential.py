@@ -4,7 +4,7 @@ hypothesis makes up scenarios (differential.scenario), each is played on both lo
 another (differential.play), and both must come to the same (differential.outcome says what that means).
 
 VELOCILOOP_DIFFERENTIAL=large plays many more, and other ones at each run; a number, so many. With
-VELOCILOOP_DIFFERENTIAL_SEED such a run can be repeated.
+VELOCILOOP_DIFFERENTIAL_SEED such a run can be repeated; it needs pytest's `-o faulthandler_timeout=0`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from hypothesis.errors import NoSuchExample
 from support import FACTORIES, HANG_S, in_time
 
 SIZE = os.environ.get("VELOCILOOP_DIFFERENTIAL", "")
-EXAMPLES = {"": 700, "large": 20000}.get(SIZE) or int(SIZE)
+CI_EXAMPLES = 700
+EXAMPLES = {"": CI_EXAMPLES, "large": 20000}.get(SIZE) or int(SIZE)
 SEED = os.environ.get("VELOCILOOP_DIFFERENTIAL_SEED")
+#: So long nothing may happen that should. Many times what a busy machine needs.
+STALL_S = 10.0
 #: So long a seeded defect may wait for what never comes.
 DEFECT_STALL_S = 0.3
 
@@ -44,7 +47,7 @@ def profile(examples: int) -> settings:
 
 
 def compare(scenario: Scenario) -> None:
-    found = differences(play(scenario, ours, HANG_S), play(scenario, oracle, HANG_S))
+    found = differences(play(scenario, ours, STALL_S), play(scenario, oracle, STALL_S))
     assert not found, "\n".join(found)
 
 
@@ -64,7 +67,7 @@ def test_velociloop_behaves_as_asyncio(scenario: Scenario) -> None:
 @given(scenarios())
 def test_asyncio_behaves_as_itself(scenario: Scenario) -> None:
     """Otherwise the comparison would depend on something that no rule determines."""
-    runs = [play(scenario, oracle, HANG_S) for _ in range(2)]
+    runs = [play(scenario, oracle, STALL_S) for _ in range(2)]
     found = differences(*runs)
     assert not found, "\n".join(found)
 
@@ -322,16 +325,16 @@ DEFECTS = [
 
 def shows(scenario: Scenario, defect: type) -> bool:
     run = play(scenario, lambda: Defective(defect), DEFECT_STALL_S)
-    return bool(differences(run, play(scenario, oracle, HANG_S)))
+    return bool(differences(run, play(scenario, oracle, STALL_S)))
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_defect_is_found(defect: type) -> None:
-    options = settings(profile(EXAMPLES), phases=[Phase.generate], derandomize=True)
+    options = settings(profile(CI_EXAMPLES), phases=[Phase.generate], derandomize=True)
     try:
         find(scenarios(), lambda scenario: shows(scenario, defect), settings=options)
     except NoSuchExample:
-        pytest.fail(f"{EXAMPLES} scenarios do not show it")
+        pytest.fail(f"{CI_EXAMPLES} scenarios do not show it")
 
 
 @pytest.mark.parametrize("defect", [AbortsOnClose, LosesTheConnectionLate])

@@ -7,11 +7,13 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import trustme
 from support import LOCALHOST, Echo, HandlerCalls, Recorder, in_time, is_ours, pair, raw_connection, serving, turns
+
+if TYPE_CHECKING:
+    import trustme
 
 pytestmark = pytest.mark.debug_variant
 

@@ -20,6 +20,7 @@ void *__real_mmap(void *address, size_t size, int protection, int flags, int fd,
 int __real_madvise(void *address, size_t size, int advice);
 int __real_ioctl(int fd, unsigned long request, void *argument);
 int __real_accept4(int fd, struct sockaddr *address, socklen_t *size, int flags);
+int __real_epoll_create1(int flags);
 ssize_t __real_writev(int fd, const struct iovec *buffers, int count);
 int __real_epoll_pwait(int fd, struct epoll_event *events, int count, int timeout, const sigset_t *mask);
 int __real_timerfd_settime(int fd, int flags, const struct itimerspec *value, struct itimerspec *old);
@@ -32,6 +33,7 @@ void *__wrap_mmap(void *address, size_t size, int protection, int flags, int fd,
 int __wrap_madvise(void *address, size_t size, int advice);
 int __wrap_ioctl(int fd, unsigned long request, ...);
 int __wrap_accept4(int fd, struct sockaddr *address, socklen_t *size, int flags);
+int __wrap_epoll_create1(int flags);
 ssize_t __wrap_writev(int fd, const struct iovec *buffers, int count);
 int __wrap_epoll_pwait(int fd, struct epoll_event *events, int count, int timeout, const sigset_t *mask);
 int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *value, struct itimerspec *old);
@@ -82,6 +84,14 @@ int __wrap_ioctl(int fd, unsigned long request, ...) {
   return -1;
 }
 
+int __wrap_epoll_create1(int flags) {
+  if (faults.epoll_error == 0)
+    return __real_epoll_create1(flags);
+  errno = faults.epoll_error;
+  faults.epoll_error = 0;
+  return -1;
+}
+
 int __wrap_accept4(int fd, struct sockaddr *address, socklen_t *size, int flags) {
   int error = faults.accept_errors[faults.accept_error_next];
 
@@ -99,6 +109,8 @@ ssize_t __wrap_writev(int fd, const struct iovec *buffers, int count) {
 }
 
 int __wrap_epoll_pwait(int fd, struct epoll_event *events, int count, int timeout, const sigset_t *mask) {
+  int ready;
+
   faults.kernel_waits++;
   if (timeout > faults.longest_wait)
     faults.longest_wait = timeout;
@@ -109,7 +121,11 @@ int __wrap_epoll_pwait(int fd, struct epoll_event *events, int count, int timeou
     errno = EINTR;
     return -1;
   }
-  return __real_epoll_pwait(fd, events, count, timeout, mask);
+  ready = __real_epoll_pwait(fd, events, count, timeout, mask);
+  /* Also without a signal: io_uring's work for a task interrupts its waits. */
+  if (ready < 0 && errno == EINTR)
+    faults.kernel_waits--;
+  return ready;
 }
 
 int __wrap_clock_gettime(clockid_t clock, struct timespec *now) {
@@ -127,5 +143,5 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *now) {
 
 int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *value, struct itimerspec *old) {
   faults.timer_settings++;
-  return __real_timerfd_settime(fd, flags, value, old);
+  return faults.timer_stands ? 0 : __real_timerfd_settime(fd, flags, value, old);
 }

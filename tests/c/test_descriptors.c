@@ -18,7 +18,7 @@
 
 /* -- standard input, output and error ------------------------------------------------ */
 
-/* Closes those of 0-2 that the mask names; checks keep working on a copy of 2. */
+/* Closes those of 0-2 that the mask names.  With 2 closed, only the exit status tells of a check. */
 static void close_stdio(unsigned mask) {
   for (int fd = 0; fd < 3; fd++)
     if (mask & (1u << fd))
@@ -269,6 +269,41 @@ TEST(h6_a_closed_or_replaced_backend_is_noticed) {
   }
 }
 
+TEST(h6_every_descriptor_is_closed_behind_the_core) {
+  /* As programs do that make themselves daemons.  The lowest numbers, which anything opened
+   * now would get, are those of streams. */
+  int held = dup(1);
+  int held_too = dup(1);
+  vl_core *core = open_core();
+  int fds[2];
+
+  close_fd(held);
+  close_fd(held_too);
+  for (int i = 0; i < 4; i++) {
+    make_pair(fds);
+    CHECK_GT(vl_stream_open(core, VL_STREAM_PIPE, fds[0]), 0);
+    CHECK_GT(vl_stream_open(core, VL_STREAM_PIPE, fds[1]), 0);
+  }
+  CHECK_EQ(vl_core_poll(core, 0), 0);
+  for (int fd = 3; fd < 100; fd++)
+    close(fd);
+  CHECK_EQ(vl_core_check(core), UV_EBADF);
+  close_core(core);
+}
+
+TEST(h6_closing_without_backend_can_be_tried_again) {
+  vl_core *core = open_core();
+  int peer;
+  int64_t key = open_reader(core, &peer);
+
+  close_fd(find_backend());
+  faults.epoll_error = EMFILE;
+  CHECK_EQ(vl_core_close(core), UV_EMFILE);
+  CHECK_EQ(vl_stream_try_write(core, key, "x", 1), 1); /* nothing has happened yet */
+  close_core(core);
+  close_fd(peer);
+}
+
 TEST(h6_checking_the_backend_disturbs_nobody) {
   /* Every small number is watched by the core while it checks. */
   vl_core *core = open_core();
@@ -373,6 +408,8 @@ const test_case descriptor_tests[] = {
     CASE(moving_above_stdio_needs_descriptors),
     CASE(h6_a_number_that_is_watched_already_is_changed),
     CASE(h6_a_closed_or_replaced_backend_is_noticed),
+    CASE_FIRST_CORE(h6_every_descriptor_is_closed_behind_the_core),
+    CASE(h6_closing_without_backend_can_be_tried_again),
     CASE(h6_checking_the_backend_disturbs_nobody),
     CASE(h6_checking_the_backend_disturbs_no_stream_with_the_lowest_number),
     CASE(a_core_with_everything_open_closes),

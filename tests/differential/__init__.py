@@ -1,1 +1,1 @@
-"""The differential test: `scenario` is what is done, `play` does it on a loop, `outcome` is what is compared."""
+"""The differential test: `scenario` is what is done, `play` and `ends` do it, `outcome` is what is compared."""

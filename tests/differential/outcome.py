@@ -57,7 +57,7 @@ class Run:
     client: EndRun
     server: EndRun
     weak: bool = False
-    #: Warnings that asyncio's logger was given; None where they are not determined.
+    #: Warnings that asyncio's logger was given; None where asyncio has lost count of what it warns of.
     warnings: list[str] | None = None
     #: Rules broken, whichever loop it is. Nothing excuses them.
     violations: list[str] = dataclasses.field(default_factory=list)

@@ -147,11 +147,15 @@ vl_core *vl_core_new(int *error) {
   /* "if (uv__make_pipe(uv__signal_lock_pipefd, 0)) abort();" */
   err = os_check_room(DESCRIPTORS_OF_A_CORE);
   if (err == 0)
+    err = os_guard_fork_before();
+  if (err == 0)
     err = open_loop(core);
   os_release_stdio(held);
   if (err != 0)
     goto no_loop;
-  err = ring_reserve(core);
+  err = os_guard_fork_after();
+  if (err == 0)
+    err = ring_reserve(core);
   /* Every record names a segment of the slab, an error's the first. */
   if (err == 0 && slab_offer(core, 1, &room) == NULL)
     err = UV_ENOMEM;
@@ -174,6 +178,19 @@ no_entry_lock:
   return NULL;
 }
 
+/* Above it no number is closed by the closing of a handle, whoever has the number now. */
+static int highest_descriptor(const vl_core *core) {
+  int highest = 2; /* standard error */
+  uv_os_fd_t fd;
+  uint32_t i;
+
+  for (i = 0; i < core->slot_count; i++)
+    if (core->slots[i].handle != NULL && uv_fileno(&core->slots[i].handle->uv.any, &fd) == 0 &&
+        (int)(intptr_t)fd > highest)
+      highest = (int)(intptr_t)fd;
+  return highest;
+}
+
 int vl_core_close(vl_core *core) {
   uint32_t i;
   int err = core_enter(core);
@@ -183,7 +200,7 @@ int vl_core_close(vl_core *core) {
   /* libuv runs the close callbacks in a turn, and a turn without backend never ends or
    * aborts (H6). */
   if (os_check_backend(&core->loop, core->fine.fd) != 0) {
-    err = os_replace_backend(&core->loop);
+    err = os_replace_backend(&core->loop, highest_descriptor(core));
     if (err != 0) {
       core_leave(core);
       return err;

@@ -190,6 +190,9 @@ int os_sockname(int fd, char *out, int room);
 /* Occupies descriptors 0-2 as far as they are free. */
 int os_hold_stdio(int held[3]);
 void os_release_stdio(int held[3]);
+/* Both once a process, around its first uv_loop_init(): see shim_os.c.  An error, if not. */
+int os_guard_fork_before(void);
+int os_guard_fork_after(void);
 /* 0 if so many descriptors more can be opened. */
 int os_check_room(int count);
 /* 0 if the kernel would accept a registration of fd with libuv's backend. */
@@ -197,9 +200,9 @@ int os_check_descriptor(const uv_loop_t *loop, int fd);
 /* 0 if libuv's backend descriptor is still the event queue that libuv watches fd with
  * (for readability). */
 int os_check_backend(const uv_loop_t *loop, int fd);
-/* Gives libuv another backend, which watches nothing.  The old descriptor is not touched:
- * by now it may be somebody else's. */
-int os_replace_backend(uv_loop_t *loop);
+/* Gives libuv another backend, with a number above this one, which watches nothing.  The
+ * old descriptor is not touched: by now it may be somebody else's. */
+int os_replace_backend(uv_loop_t *loop, int above);
 /* A fine timer's descriptor, or UV_ENOTSUP where there is none. */
 int os_fine_timer_open(void);
 /* Fires once after so many nanoseconds; 0: never. */

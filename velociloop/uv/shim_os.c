@@ -47,6 +47,14 @@ void os_release_stdio(int held[3]) {
   (void)held;
 }
 
+int os_guard_fork_before(void) {
+  return 0;
+}
+
+int os_guard_fork_after(void) {
+  return 0;
+}
+
 int os_check_room(int count) {
   (void)count;
   return 0;
@@ -64,8 +72,9 @@ int os_check_backend(const uv_loop_t *loop, int fd) {
   return 0;
 }
 
-int os_replace_backend(uv_loop_t *loop) {
+int os_replace_backend(uv_loop_t *loop, int above) {
   (void)loop;
+  (void)above;
   return UV_ENOTSUP;
 }
 
@@ -87,7 +96,9 @@ void os_pages_release(char *pages, size_t size) {
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -106,13 +117,17 @@ int os_close(int fd) {
   return close(fd) == 0 || errno == EINTR ? 0 : failure();
 }
 
-int os_renumber(int fd) {
-  int moved = fcntl(fd, F_DUPFD_CLOEXEC, fd > STDERR_FILENO ? fd + 1 : STDERR_FILENO + 1);
+static int os_move_above(int fd, int above) {
+  int moved = fcntl(fd, F_DUPFD_CLOEXEC, above + 1);
   /* "EINVAL: arg is greater than the maximum allowable value": there is no higher number. */
   int err = moved >= 0 ? 0 : errno == EINVAL ? UV_EMFILE : failure();
 
   (void)os_close(fd);
   return err != 0 ? err : moved;
+}
+
+int os_renumber(int fd) {
+  return os_move_above(fd, fd > STDERR_FILENO ? fd : STDERR_FILENO);
 }
 
 int os_move_above_stdio(int fd) {
@@ -183,6 +198,54 @@ void os_release_stdio(int held[3]) {
       (void)os_close(held[i]);
 }
 
+/* H11: "A lowered RLIMIT_NOFILE can make libuv's at-fork handler abort the child": it closes
+ * a pipe and opens another one, for which there must be numbers below the limit.  Child
+ * handlers run in the order of their registration, so ours stand before and after
+ * libuv's and lift the limit between them, as far as an unprivileged process may.
+ * The shim's only mutable globals: handlers of pthread_atfork() take no argument, and those
+ * of the child run in its only thread. */
+static struct rlimit limit_at_fork;
+static bool limit_is_lifted;
+static int guard_error;
+
+static void lift_limit(void) {
+  struct rlimit lifted;
+
+  limit_is_lifted = false;
+  if (getrlimit(RLIMIT_NOFILE, &limit_at_fork) != 0)
+    return;
+  lifted = limit_at_fork;
+  lifted.rlim_cur = lifted.rlim_max;
+  limit_is_lifted = setrlimit(RLIMIT_NOFILE, &lifted) == 0;
+}
+
+static void restore_limit(void) {
+  if (limit_is_lifted)
+    (void)setrlimit(RLIMIT_NOFILE, &limit_at_fork); /* lowering is always allowed */
+}
+
+static void register_before(void) {
+  guard_error = -pthread_atfork(NULL, NULL, lift_limit);
+}
+
+static void register_after(void) {
+  guard_error = -pthread_atfork(NULL, NULL, restore_limit);
+}
+
+int os_guard_fork_before(void) {
+  static uv_once_t once = UV_ONCE_INIT;
+
+  uv_once(&once, register_before);
+  return guard_error;
+}
+
+int os_guard_fork_after(void) {
+  static uv_once_t once = UV_ONCE_INIT;
+
+  uv_once(&once, register_after);
+  return guard_error;
+}
+
 int os_check_room(int count) {
   int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
   int err = fd < 0 ? failure() : 0;
@@ -232,10 +295,10 @@ int os_check_backend(const uv_loop_t *loop, int fd) {
   return epoll_ctl(uv_backend_fd(loop), EPOLL_CTL_MOD, fd, &event) == 0 ? 0 : failure();
 }
 
-int os_replace_backend(uv_loop_t *loop) {
+int os_replace_backend(uv_loop_t *loop, int above) {
   int fd = epoll_create1(EPOLL_CLOEXEC);
 
-  fd = fd < 0 ? failure() : os_move_above_stdio(fd);
+  fd = fd < 0 ? failure() : os_move_above(fd, above);
   if (fd < 0)
     return fd;
   loop->backend_fd = fd;
@@ -254,8 +317,9 @@ int os_check_backend(const uv_loop_t *loop, int fd) {
   return fcntl(uv_backend_fd(loop), F_GETFD) < 0 ? failure() : 0;
 }
 
-int os_replace_backend(uv_loop_t *loop) {
+int os_replace_backend(uv_loop_t *loop, int above) {
   (void)loop;
+  (void)above;
   return UV_ENOTSUP;
 }
 

@@ -265,10 +265,7 @@ async def test_address_in_use() -> None:
 async def test_address_not_available() -> None:
     loop = asyncio.get_running_loop()
     # 203.0.113.0/24 is reserved for documentation: no machine has such an address.
-    message = (
-        "could not bind on any address out of" if sys.version_info >= (3, 13) else "error while attempting to bind"
-    )
-    with pytest.raises(OSError, match=message):
+    with pytest.raises(OSError, match=r"could not bind on any address|error while attempting to bind"):
         await loop.create_server(Recorder, "203.0.113.1", 0)
 
 
@@ -372,6 +369,7 @@ async def test_unclosed_transport_warns_when_collected() -> None:
             transport.__del__()
 
 
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy collects when it sees fit")
 def test_a_transport_left_open_warns_when_collected(loop: asyncio.AbstractEventLoop) -> None:
     """loop.close() itself is silent, as in asyncio; ours lets go of the libuv handles there (the harness looks)."""
     near, far = socket.socketpair()

@@ -127,7 +127,7 @@ class SendingSide(FlowControlMixin):
         if type(data) is bytes:
             sent = self._send(self._pointer, self._key, data, size)
         else:
-            size = memoryview(data).nbytes
+            size = data.nbytes if isinstance(data, memoryview) else len(data)
             sent = self._core.try_write(self._key, data)
         if sent != size:
             self._after_try_write(sent, data)
@@ -217,7 +217,9 @@ class SendingSide(FlowControlMixin):
     def _queue(self, data: bytes | bytearray | memoryview, start: int) -> None:
         """Leave ``data[start:]`` to libuv, which sends it as the peer takes it."""
         if type(data) is not bytes:
-            data = bytes(memoryview(data).cast("B")[start:])
+            # Released at once, on PyPy too: the caller may resize its buffer when this returns.
+            with memoryview(data) as view, view.cast("B") as flat, flat[start:] as rest:
+                data = bytes(rest)
             start = 0
         if not self._unsent_bytes:
             # asyncio's writer is a Handle made here.

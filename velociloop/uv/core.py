@@ -139,8 +139,9 @@ class Core:
         """Send what the kernel takes now; returns the number of bytes, or an error code."""
         if type(data) is bytes:
             return int(lib.vl_stream_try_write(self.pointer, key, data, len(data)))
-        view = ffi.from_buffer(data)
-        return int(lib.vl_stream_try_write(self.pointer, key, view, len(view)))
+        # Let go at once, on PyPy too: the caller may resize its buffer when this returns.
+        with ffi.from_buffer(data) as view:
+            return int(lib.vl_stream_try_write(self.pointer, key, view, len(view)))
 
     def try_write2(self, key: int, first: bytes, second: bytes) -> int:
         """The same for two objects, in one system call."""

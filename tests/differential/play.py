@@ -52,12 +52,16 @@ class Play:
 
     async def until(self, unsettled: Callable[[], str | None]) -> None:
         """Wait until `unsettled` has nothing to say; StalledError if it says the same for `stall_s` seconds."""
+        waits = 2  # a machine that was suspended is late with everything, once
         while (reason := unsettled()) is not None and not self.run.violations:
             self._waiter = self.loop.create_future()
             try:
                 await asyncio.wait_for(self._waiter, self.stall_s)
+                waits = 2
             except TimeoutError:
-                raise StalledError(f"{reason} never came") from None
+                waits -= 1
+                if not waits:
+                    raise StalledError(f"{reason} never came") from None
 
     def unsettled(self) -> str | None:
         for end in self.ends:

@@ -42,8 +42,11 @@ async def main(host: str, port: int, count: int) -> None:
     for number in range(1, count + 1):
         message = f"hello number {number}\n".encode()
         start = time.perf_counter()
-        _, client = await loop.create_connection(partial(Client, message), host, port)
-        error = await client.closed
+        transport, client = await loop.create_connection(partial(Client, message), host, port)
+        try:
+            error = await client.closed
+        finally:
+            transport.close()  # Ctrl-C comes while it is open
         if len(client.received) < len(message):
             raise error or ConnectionError("the server hung up before it had sent all")
         print(f"sent {message!r}, received {client.received!r} after {(time.perf_counter() - start) * 1e3:.2f} ms")

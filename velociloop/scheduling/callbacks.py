@@ -38,11 +38,10 @@ class CallbackScope:
         """Tell each; those that are written to meanwhile are told as well."""
         corked = self.corked
         while corked:
+            # Out of the list first: a nested turn in there comes by and empties it.
+            writer = corked.pop(0)
             try:
-                corked[0].on_callback_end()
+                writer.on_callback_end()
             except (KeyboardInterrupt, SystemExit):
-                raise  # it stays in line: what it holds back leaves at the next end
-            except BaseException:
-                del corked[0]
+                corked.insert(0, writer)  # what it still holds back leaves at the next end
                 raise
-            del corked[0]

@@ -47,6 +47,9 @@ class DrainHandle(asyncio.Handle):
         super().__init__(dispatcher.drain, (), loop)
         self._dispatcher = dispatcher
 
+    def cancel(self) -> None:
+        """Do nothing: whoever clears the ready queue must not end the dispatch for good."""
+
     def _run(self) -> None:
         try:
             self._dispatcher.drain()

@@ -28,10 +28,10 @@ class ListenerState(enum.Enum):
 
     ::
 
-        LISTENING --out of descriptors or memory--> STARVED --ACCEPT_RETRY_DELAY--> LISTENING
-            |                                          |
-            +--any other error--> FAILED               |
-            +--close()---------------------------------+--> CLOSED
+        LISTENING --out of descriptors or memory, the network--> STARVED --ACCEPT_RETRY_DELAY--> LISTENING
+            |                                                      |
+            +--the socket itself--> FAILED                         |
+            +--close()---------------------------------------------+--> CLOSED
 
     STARVED: attempts wait in the backlog.  FAILED: the socket will never accept again (H8: "a
     listener that was shutdown() gives EINVAL forever").
@@ -62,18 +62,19 @@ class Listener:
     ) -> None:
         self._loop = loop
         self._core = core
-        self._sock = sock
+        self.sock = sock
         self._protocol_factory = protocol_factory
         self._connect = connect
         self._context = contextvars.copy_context()
         self._retry: Any = None
         self._starvation_reported = False
-        self._key = core.open_listener(kind, sock.fileno(), min(batch, LARGEST_BATCH))
+        self.fileno = sock.fileno()  # also once the socket was closed
+        self._key = core.open_listener(kind, self.fileno, min(batch, LARGEST_BATCH))
         core.registry.owners[self._key] = self
         self._state = ListenerState.LISTENING
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._state.value} {self._sock!r}>"
+        return f"<{type(self).__name__} {self._state.value} {self.sock!r}>"
 
     def close(self) -> None:
         """Stop accepting.  The socket is not touched."""
@@ -114,11 +115,14 @@ class Listener:
 
     def _stopped(self, exc: OSError | RuntimeError) -> None:
         """The shim has stopped watching because of ``exc``."""
-        if isinstance(exc, OSError) and exc.errno in errors.OUT_OF_RESOURCES:
+        if isinstance(exc, OSError) and exc.errno not in errors.NEVER_AGAIN:
             self._state = ListenerState.STARVED
             if not self._starvation_reported:
                 self._starvation_reported = True
-                self._report("socket.accept() out of system resource", exc)
+                if exc.errno in errors.OUT_OF_RESOURCES:
+                    self._report("socket.accept() out of system resource", exc)
+                else:
+                    self._report("socket.accept() failed; trying again", exc)
             self._retry = self._loop.call_later(ACCEPT_RETRY_DELAY, self._restart)
             return
         self._state = ListenerState.FAILED
@@ -134,7 +138,7 @@ class Listener:
 
     def _report(self, message: str, exc: BaseException) -> None:
         self._loop.call_exception_handler(
-            {"message": message, "exception": exc, "socket": TransportSocket(self._sock)}
+            {"message": message, "exception": exc, "socket": TransportSocket(self.sock)}
         )
 
     # -- what an Owner needs besides ----------------------------------------------------

@@ -243,16 +243,14 @@ class SendingSide(FlowControlMixin):
         if status < 0:
             exc = errors.exception_for(status)
             self._fatal_error(exc, "Fatal write error on socket transport")
-            if self._empty_waiter is not None:
-                self._empty_waiter.set_exception(exc)
+            self._end_empty_waiter(exc)
             return
         self._maybe_resume_protocol()  # may write
         if self._corked and self._phase is _CLOSING:
             self._flush()  # if the kernel takes it all, nothing else will notice that it was the last
         if self._unsent_bytes or self._corked:
             return
-        if self._empty_waiter is not None:
-            self._empty_waiter.set_result(None)
+        self._end_empty_waiter(None)
         if self._phase is _CLOSING:
             self._lose_connection_soon(None)
         elif self._sending is Sending.ENDING:
@@ -296,9 +294,24 @@ class SendingSide(FlowControlMixin):
         self._flush()
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._empty_waiter = waiter
+        waiter.add_done_callback(self._forget_cancelled_waiter)
         if not self._unsent_bytes:
             waiter.set_result(None)
         return waiter
 
     def _reset_empty_waiter(self) -> None:
         self._empty_waiter = None
+
+    def _end_empty_waiter(self, exc: BaseException | None) -> None:
+        waiter = self._empty_waiter
+        if waiter is None or waiter.done():
+            return
+        if exc is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(exc)
+
+    def _forget_cancelled_waiter(self, waiter: "asyncio.Future[None]") -> None:
+        # asyncio's sendfile waits outside of its try: nobody else would.
+        if waiter.cancelled() and self._empty_waiter is waiter:
+            self._empty_waiter = None

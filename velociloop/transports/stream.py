@@ -149,10 +149,10 @@ class StreamTransport(SendingSide):
     @property
     def _sock(self) -> socket.socket | None:
         # asyncio's sendfile works on this.  None once closed, as there.
-        if self._phase is _CLOSED:
-            return None
         if self._user_sock is not None:
-            return self._user_sock
+            return self._user_sock if self._phase is not _CLOSED else None
+        if self._phase is _CLOSED or self._core.closed:
+            return None  # the number may be another file's by now
         if self._made_sock is None:
             info = self._info
             # It shares its descriptor with libuv, which closes it: _release() detaches it first.
@@ -236,7 +236,11 @@ class StreamTransport(SendingSide):
         if self._phase is not _OPEN or self._reading is not _PAUSED:
             return
         self._reading = Reading.IDLE
-        self._begin_reading()
+        try:
+            self._begin_reading()
+        except RuntimeError:
+            self._reading = _PAUSED
+            raise
         if self._loop.get_debug():
             logger.debug("%r resumes reading", self)
 
@@ -244,12 +248,12 @@ class StreamTransport(SendingSide):
         if self._phase is not _OPEN or self._reading is not Reading.IDLE:
             return
         # asyncio's reader is a Handle made here: what it runs sees this context's variables.
+        status = self._core.start_reading(self._key)  # raises in the wrong thread: nothing has changed then
         self._read_context = contextvars.copy_context()
         self._reading = _ACTIVE
         if self._held:
             # Runs before what the next poll receives, which is dispatched behind it.
-            self._loop.call_soon(self._deliver_held)
-        status = self._core.start_reading(self._key)
+            self._deliver_held_soon()
         if status < 0 and not self._held:
             self._fatal_error(errors.exception_for(status), "Fatal read error on socket transport")
 
@@ -263,14 +267,13 @@ class StreamTransport(SendingSide):
     def on_read(self, result: int, slab: Any, offset: int) -> None:
         """See ``Owner``."""
         if self._reading is _ACTIVE and result > 0 and not self._buffered and not self._held:
+            context: contextvars.Context = self._read_context  # type: ignore[assignment]  # by _begin_reading()
             try:
-                self._read_context.run(  # type: ignore[union-attr]  # made by _begin_reading()
-                    self._protocol.data_received, slab[offset : offset + result]
-                )
+                context.run(self._protocol.data_received, slab[offset : offset + result])
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as exc:
-                self._read_context.run(  # type: ignore[union-attr]
+                context.run(
                     self._fatal_error, exc, "Fatal error: protocol.data_received() call failed."
                 )
             return
@@ -285,6 +288,14 @@ class StreamTransport(SendingSide):
         item = memoryview(slab)[offset : offset + result] if result > 0 else result
         self._read_context.run(self._deliver, item)  # type: ignore[union-attr]
 
+    def _deliver_held_soon(self) -> None:
+        self._loop.call_soon(self._deliver_held_in_context)
+
+    def _deliver_held_in_context(self) -> None:
+        # The readers' own, looked up late: enter_anew() may have put another in its place.
+        if self._read_context is not None:
+            self._read_context.run(self._deliver_held)
+
     def _deliver_held(self) -> None:
         while self._held and self._phase is _OPEN and self._reading is _ACTIVE:
             item = self._held.popleft()
@@ -293,7 +304,7 @@ class StreamTransport(SendingSide):
             except BaseException:
                 # KeyboardInterrupt, SystemExit: the rest comes in the next run.
                 if self._held:
-                    self._loop.call_soon(self._deliver_held)
+                    self._deliver_held_soon()
                 raise
 
     def _deliver(self, item: memoryview | int) -> None:
@@ -318,7 +329,7 @@ class StreamTransport(SendingSide):
                     # KeyboardInterrupt, SystemExit.  How much of it was taken nobody can say but
                     # the buffer's size; what did not fit into it is certainly unread.
                     self._hold_rest(item[self._filled_bytes :])
-                    self._loop.call_soon(self._deliver_held)
+                    self._deliver_held_soon()
                     raise
             else:
                 size = len(item)
@@ -402,12 +413,14 @@ class StreamTransport(SendingSide):
         self._held = None
 
     def _fatal_error(self, exc: BaseException, message: str = "Fatal error on transport") -> None:
+        # A nested turn in the callback that failed may have closed the transport meanwhile.
+        loop = self._loop if self._loop is not None else asyncio.get_running_loop()
         if isinstance(exc, OSError):
             # The network's, not the program's: connection_lost() is told.
-            if self._loop.get_debug():
+            if loop.get_debug():
                 logger.debug("%r: %s", self, message, exc_info=True)
         else:
-            self._loop.call_exception_handler(
+            loop.call_exception_handler(
                 {"message": message, "exception": exc, "transport": self, "protocol": self._protocol}
             )
         self._force_close(exc)
@@ -438,9 +451,7 @@ class StreamTransport(SendingSide):
             self._protocol = None
             self._loop = None
             self._read_context = self._write_context = None
-            waiter = self._empty_waiter
-            if waiter is not None and not waiter.done():
-                waiter.set_exception(ConnectionError("Connection is closed by peer"))
+            self._end_empty_waiter(ConnectionError("Connection is closed by peer"))
 
     def _release(self) -> None:
         """Close the descriptor, and with it everything that shares it; for good."""

@@ -11,7 +11,16 @@ from functools import lru_cache
 from .._platform import NATIVE_CODES_ARE_ERRNO
 from ._ffi import ffi, lib
 
-__all__ = ["EAGAIN", "ECANCELED", "EOF", "OUT_OF_RESOURCES", "check", "exception_for", "raise_if_refused"]
+__all__ = [
+    "EAGAIN",
+    "ECANCELED",
+    "EOF",
+    "NEVER_AGAIN",
+    "OUT_OF_RESOURCES",
+    "check",
+    "exception_for",
+    "raise_if_refused",
+]
 
 _NAME_BYTES = 64
 
@@ -81,3 +90,7 @@ ECANCELED: int = -errno.ECANCELED if NATIVE_CODES_ARE_ERRNO else _code_for(errno
 
 # H8: after these, accepting can work again once somebody closes something.
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+# After these it never can.  accept(2) passes on errors of the network too (ENETDOWN, EHOSTUNREACH,
+# ...), and firewalls answer EPERM: they pass.
+NEVER_AGAIN = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})

@@ -133,10 +133,11 @@ class Selector(selectors.BaseSelector):
         if inherited.get_map() is None:
             return  # closed before the fork
         remembered: Any = selectors.SelectSelector()  # no kernel object: a table
-        for key in inherited.get_map().values():
-            remembered.register(key.fileobj, key.events, key.data)
-        inherited.close()
         self._inner = remembered
+        # By number: a registered socket object that was closed meanwhile has none any more.
+        for key in inherited.get_map().values():
+            remembered.register(key.fd, key.events, key.data)
+        inherited.close()
 
     def adopt(self) -> None:
         """In a forked child, after the core was adopted: watch the same descriptors anew."""
@@ -145,5 +146,9 @@ class Selector(selectors.BaseSelector):
         self._inner = new_selector()
         self._key = self._core.open_selector(self._inner.fileno())
         for key in remembered.get_map().values():
-            self._inner.register(key.fileobj, key.events, key.data)
+            try:
+                self._inner.register(key.fd, key.events, key.data)
+            except OSError:
+                # Closed since it was registered: epoll would have dropped it by itself.
+                continue
         remembered.close()

@@ -31,8 +31,12 @@ static void on_read(uv_stream_t *stream, ssize_t nread, const uv_buf_t *buf) {
   (void)buf;
   /* "nread might be 0, which does not indicate an error or EOF. This is equivalent
    * to EAGAIN"; UV_ENOBUFS is on_alloc()'s refusal. */
-  if (nread == 0 || nread == UV_ENOBUFS)
+  if (nread == 0 || nread == UV_ENOBUFS) {
+    /* After POLLHUP or POLLERR uv__stream_io() goes on to uv__drain(), whose uv__io_stop()
+     * queues the watcher again: an epoll_ctl in the next uv_run(). */
+    handle_arm(handle);
     return;
+  }
   if (nread < 0) {
     handle_report(handle, VL_OP_READ, nread);
     /* libuv stops watching for readability now.  If a write waits for writability, that is

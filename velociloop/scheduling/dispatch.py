@@ -24,6 +24,8 @@ __all__ = ["Dispatcher", "DrainHandle"]
 
 _READ = _ring.READ
 _ACCEPT = _ring.ACCEPT
+_WRITE_DONE = _ring.WRITE_DONE
+_POLL = _ring.POLL
 _HEAD = _ring.HEAD
 _TAIL = _ring.TAIL
 _FRAMES = _ring.FRAMES
@@ -136,10 +138,6 @@ class Dispatcher:
             if corked:
                 scope.end()
 
-    def owner_of_next(self) -> Owner | None:
-        """Return whose record is the next one, for a debug handle's repr."""
-        return self._owner_at(self._ring.words[_HEAD])
-
     def owners_of_pending(self) -> list[Owner | None]:
         """Return the owner of each record that nobody has consumed, in order."""
         words = self._ring.words
@@ -199,10 +197,16 @@ class Dispatcher:
                     owner.on_accept(result, self._ring.slabs[number], aux)
                 else:
                     owner.on_accept(result, None, 0)
-            else:
-                # WRITE_DONE.  The pin is the request's: it goes whether the owner lives or not.
+            elif operation == _WRITE_DONE:
+                # The pin is the request's: it goes whether the owner lives or not.
                 size = registry.unpin(aux)
                 if owner is not None:
                     owner.on_written(result, size)
+            elif owner is None:
+                pass  # closed after the poll; these records hold nothing
+            elif operation == _POLL:
+                owner.on_poll(result)
+            else:
+                raise RuntimeError(f"unknown operation {operation} in the ring")
         except Exception as exc:
             self._report(exc, owner)

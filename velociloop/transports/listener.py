@@ -12,6 +12,7 @@ from typing import Any
 
 from .._compat import ACCEPT_RETRY_DELAY, TransportSocket
 from ..uv import errors, ring
+from ..uv.registry import Owner
 
 __all__ = ["Connect", "Listener", "ListenerState"]
 
@@ -43,7 +44,7 @@ class ListenerState(enum.Enum):
     CLOSED = "closed"
 
 
-class Listener:
+class Listener(Owner):
     """Accepts on ``sock``, which stays the server's.
 
     ``protocol_factory`` is called for each connection in a copy of the context that started the
@@ -150,9 +151,3 @@ class Listener:
     def on_loop_close(self) -> None:
         """See ``Owner``.  The socket object warns for itself if nobody closes it."""
         self.close()
-
-    def on_read(self, result: int, slab: Any, offset: int) -> None:
-        """Never called: a listener has no READ records."""
-
-    def on_written(self, status: int, size: int) -> None:
-        """Never called: a listener has no WRITE_DONE records."""

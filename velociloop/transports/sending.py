@@ -224,7 +224,7 @@ class SendingSide(FlowControlMixin):
         if not self._unsent_bytes:
             # asyncio's writer is a Handle made here.
             self._write_context = contextvars.copy_context()
-        taken, status = self._core.queue_write(self._key, data, start)
+        taken, status = self._core.queue_write(self._key, data, start, self._low_water)
         self._unsent_bytes += taken
         if status < 0:
             errors.raise_if_refused(status)
@@ -284,7 +284,10 @@ class SendingSide(FlowControlMixin):
         if self._corked:
             self._flush()
         # Once the end is scheduled nothing more is sent, whatever libuv still holds.
-        return 0 if self._conn_lost else self._unsent_bytes
+        if self._conn_lost or not self._unsent_bytes:
+            return 0
+        unsent = self._core.unsent(self._key)
+        return unsent if unsent >= 0 else self._unsent_bytes
 
     # -- sendfile (asyncio's _sendfile_native works with these) ----------------------
 

@@ -20,6 +20,7 @@ from .._compat import (
     set_result_unless_cancelled,
 )
 from ..uv import errors, sockaddr
+from ..uv.registry import Owner
 from .sending import SendingSide
 from .states import Cork, Phase, Reading
 
@@ -56,7 +57,7 @@ class SocketInfo:
         self.proto = sock.proto
 
 
-class StreamTransport(SendingSide):
+class StreamTransport(SendingSide, Owner):
     """A connected stream socket: libuv reads it into the slab, writes go straight to the kernel.
 
     Made by the loop; ``key`` names the shim's handle, which this transport owns from then on.
@@ -384,9 +385,6 @@ class StreamTransport(SendingSide):
             return
         if not keep_open:
             self.close()
-
-    def on_accept(self, result: int, slab: Any, offset: int) -> None:
-        """Never called: a stream has no ACCEPT records."""
 
     # -- the end ---------------------------------------------------------------------
 

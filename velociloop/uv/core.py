@@ -4,7 +4,7 @@ Errors come back as negative codes where the caller has to look at them on a hot
 (:meth:`Core.try_write`), and as exceptions elsewhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,17 @@ STREAM_TCP: int = lib.VL_STREAM_TCP
 STREAM_PIPE: int = lib.VL_STREAM_PIPE
 POLL_RECORDS: int = lib.VL_POLL_RECORDS
 POLL_SELECTOR: int = lib.VL_POLL_SELECTOR
+READABLE: int = lib.VL_READABLE
+WRITABLE: int = lib.VL_WRITABLE
 ERR_FOREIGN: int = lib.VL_ERR_FOREIGN
 
-# Queued data goes to libuv in requests of at most this size, so that completions tell, in
-# steps of it, how much has left: asyncio's low-water mark is counted in unsent bytes.
+# libuv reports whole requests, while asyncio's low-water mark counts unsent bytes: so queued data
+# goes to libuv in requests of at most this size, ...
 WRITE_REQUEST_BYTES = 256 * 1024
+# ... and the last bytes, as many as the mark, in this many: the first of them begins at the mark, and
+# if later writes push it back, the protocol resumes at most a quarter of the mark late.
+LOW_WATER_REQUESTS = 4
+LEAST_REQUEST_BYTES = 4096
 
 _NAME_BYTES = 128
 
@@ -147,9 +153,10 @@ class Core:
         """The same for two objects, in one system call."""
         return int(lib.vl_stream_try_write2(self.pointer, key, first, len(first), second, len(second)))
 
-    def queue_write(self, key: int, data: bytes, start: int) -> tuple[int, int]:
+    def queue_write(self, key: int, data: bytes, start: int, low_water: int) -> tuple[int, int]:
         """Have libuv send ``data[start:]`` as the peer takes it.
 
+        Completions come often enough to tell when at most ``low_water`` bytes are unsent.
         Returns the number of bytes that libuv has taken over and, where that is not all of them, the
         error code that stopped it (0 otherwise).
 
@@ -157,14 +164,21 @@ class Core:
         """
         view = ffi.from_buffer(data)
         registry = self.registry
-        for begin in range(start, len(data), WRITE_REQUEST_BYTES):
-            size = min(WRITE_REQUEST_BYTES, len(data) - begin)
+        begin = start
+        for size in _request_sizes(len(data) - start, low_water):
             token = registry.pin(size, view)
             status = int(lib.vl_stream_write(self.pointer, key, token, view + begin, size))
             if status < 0:
                 registry.unpin(token)
-                return begin - start, status
-        return len(data) - start, 0
+                break
+            begin += size
+        else:
+            status = 0
+        return begin - start, status
+
+    def unsent(self, key: int) -> int:
+        """Return how many queued bytes the kernel has not taken yet, or an error code."""
+        return int(lib.vl_stream_unsent(self.pointer, key))
 
     def shutdown(self, key: int) -> None:
         """End the sending direction: shutdown(2) with SHUT_WR."""
@@ -178,9 +192,26 @@ class Core:
         """Accept again after an error record.  Returns 0 or an error code."""
         return int(lib.vl_listener_restart(self.pointer, key))
 
+    def open_poll(self, fd: int) -> int:
+        """Watch ``fd``, which stays the caller's, for nothing yet; returns the key."""
+        return errors.check(lib.vl_poll_open(self.pointer, fd))
+
+    def set_poll(self, key: int, events: int) -> int:
+        """Have POLL records made for ``events`` (READABLE, WRITABLE; 0: none).  Returns 0 or an error code."""
+        return errors.raise_if_refused(lib.vl_poll_events(self.pointer, key, events))
+
     def open_selector(self, fd: int) -> int:
         """Watch the descriptor of a selector; returns the key."""
         return errors.check(lib.vl_selector_open(self.pointer, fd))
+
+
+def _request_sizes(total: int, low_water: int) -> Iterator[int]:
+    """Cut ``total`` bytes into write requests."""
+    tail = min(low_water, total)
+    piece = max(low_water // LOW_WATER_REQUESTS, LEAST_REQUEST_BYTES)
+    for part, largest in ((total - tail, WRITE_REQUEST_BYTES), (tail, min(piece, WRITE_REQUEST_BYTES))):
+        for begin in range(0, part, largest):
+            yield min(largest, part - begin)
 
 
 def libuv_version() -> str:

@@ -7,29 +7,42 @@ so that their release does not depend on an owner.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 __all__ = ["Owner", "Registry"]
 
 
-class Owner(Protocol):
-    """What an object must provide to own a handle.  Called by the dispatcher only."""
+class Owner:
+    """What an object must provide to own a handle: the events of its kind of handle, and
+    :meth:`on_loop_close`.  Called by the dispatcher only."""
+
+    __slots__ = ()
 
     def on_read(self, result: int, slab: Any, offset: int) -> None:
         """``result`` bytes were received, at ``slab[offset:]``; or an error code, or EOF."""
+        raise NotImplementedError
 
     def on_written(self, status: int, size: int) -> None:
         """A queued write of ``size`` bytes has ended: 0, or an error code."""
+        raise NotImplementedError
 
     def on_accept(self, result: int, slab: Any, offset: int) -> None:
         """A connection was accepted: its key; or an error code, and the listener has stopped."""
+        raise NotImplementedError
+
+    def on_poll(self, result: int) -> None:
+        """The watched descriptor is ready: READABLE and WRITABLE; or an error code, and the watch
+        has stopped."""
+        raise NotImplementedError
 
     def enter_anew(self) -> None:
         """The next call comes while one of this owner's callbacks is still running (a nested
         turn): its ``contextvars.Context`` cannot be entered twice, so a copy must take over."""
+        raise NotImplementedError
 
     def on_loop_close(self) -> None:
         """The loop closes; the handle closes after this returns."""
+        raise NotImplementedError
 
 
 @dataclass(slots=True)

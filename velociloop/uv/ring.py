@@ -12,11 +12,24 @@ from typing import Any
 
 from ._ffi import ffi, lib
 
-__all__ = ["ACCEPT", "FRAMES", "HEAD", "READ", "RECORD", "SEGMENT_MASK", "SEGMENT_SHIFT", "TAIL", "Ring"]
+__all__ = [
+    "ACCEPT",
+    "FRAMES",
+    "HEAD",
+    "POLL",
+    "READ",
+    "RECORD",
+    "SEGMENT_MASK",
+    "SEGMENT_SHIFT",
+    "TAIL",
+    "WRITE_DONE",
+    "Ring",
+]
 
 READ: int = lib.VL_OP_READ
 WRITE_DONE: int = lib.VL_OP_WRITE_DONE
 ACCEPT: int = lib.VL_OP_ACCEPT
+POLL: int = lib.VL_OP_POLL
 
 HEAD: int = lib.VL_WORD_HEAD
 TAIL: int = lib.VL_WORD_TAIL

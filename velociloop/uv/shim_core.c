@@ -34,24 +34,6 @@ static void on_fine_timer(uv_poll_t *poll, int status, int events) {
   core->fine.fired = true;
 }
 
-int core_enter(vl_core *core) {
-  int err;
-
-  /* In a forked child the lock may be held by a thread that does not exist. */
-  if (core->foreign)
-    return VL_ERR_FOREIGN;
-  uv_mutex_lock(&core->entry_lock);
-  if (!core->closed && !core->polling)
-    return 0;
-  err = core->closed ? VL_ERR_CLOSED : VL_ERR_BUSY;
-  uv_mutex_unlock(&core->entry_lock);
-  return err;
-}
-
-void core_leave(vl_core *core) {
-  uv_mutex_unlock(&core->entry_lock);
-}
-
 /* -- life ------------------------------------------------------------------------ */
 
 static void close_own_handles(vl_core *core) {

@@ -112,6 +112,20 @@ void handle_report(vl_handle *handle, int32_t op, int64_t result) {
     ring_push_or_keep(handle->core, &handle->late, &record);
 }
 
+/* Under which operation the owner of a handle hears of its failure. */
+static int32_t failure_op(vl_kind kind) {
+  switch (kind) {
+  case VL_KIND_STREAM:
+    return VL_OP_READ;
+  case VL_KIND_LISTENER:
+    return VL_OP_ACCEPT;
+  case VL_KIND_POLL:
+  case VL_KIND_SELECTOR:
+    break;
+  }
+  return VL_OP_POLL;
+}
+
 void handle_arm(vl_handle *handle) {
   if (handle->armed || uv_is_closing(&handle->uv.any))
     return;
@@ -142,7 +156,7 @@ void handle_check_armed(vl_core *core) {
     if (handle->kind == VL_KIND_SELECTOR)
       core->selector_ready = true;
     else
-      handle_report(handle, handle->kind == VL_KIND_STREAM ? VL_OP_READ : VL_OP_ACCEPT, err);
+      handle_report(handle, failure_op(handle->kind), err);
     handle_close(handle);
   }
 }

@@ -40,7 +40,7 @@ typedef struct vl_late {
   bool *used;               /* true while this is in the list; or NULL */
 } vl_late;
 
-typedef enum { VL_KIND_STREAM, VL_KIND_LISTENER, VL_KIND_SELECTOR } vl_kind;
+typedef enum { VL_KIND_STREAM, VL_KIND_LISTENER, VL_KIND_SELECTOR, VL_KIND_POLL } vl_kind;
 
 struct vl_handle {
   vl_core *core;
@@ -123,7 +123,7 @@ struct vl_core {
   bool selector_ready;
 };
 
-/* -- entering (shim_core.c) --------------------------------------------------- */
+/* -- entering (shim_entry.c) -------------------------------------------------- */
 
 /* Takes entry_lock, or returns why not. */
 int core_enter(vl_core *core);
@@ -173,6 +173,14 @@ void handle_table_free(vl_core *core);
 
 /* Opens a stream on fd, which is closed on failure.  Returns its key. */
 int64_t stream_adopt(vl_core *core, int kind, int fd);
+
+/* -- watching a descriptor (shim_poll.c) ------------------------------------------ */
+
+/* Makes a handle of this kind on a uv_poll_t, not started and without a key.  The descriptor
+ * stays the caller's.  An error, or 0 and *out. */
+int poll_new(vl_core *core, vl_kind kind, int fd, vl_handle **out);
+/* Starts it and gives it its key; on failure it is discarded. */
+int64_t poll_register(vl_handle *handle, int events, uv_poll_cb callback);
 
 /* -- the operating system (shim_os.c) ------------------------------------------- */
 

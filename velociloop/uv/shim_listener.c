@@ -1,4 +1,4 @@
-/* shim_listener.c: accepting, and the selector's descriptor.
+/* shim_listener.c: accepting.
  *
  * Facts (H8): libuv 1.52's own listener accepts one connection a turn, and on EMFILE it
  * closes every waiting client without telling anyone.
@@ -82,48 +82,20 @@ static void on_connection(uv_poll_t *poll, int status, int events) {
     stop_with(handle, UV_EBADF);
 }
 
-static void on_selector(uv_poll_t *poll, int status, int events) {
-  vl_handle *handle = poll->data;
-
-  (void)status;
-  (void)events;
-  handle->core->selector_ready = true;
-}
-
-static int64_t watch_open(vl_core *core, vl_kind kind, int stream_kind, int fd, int batch, uv_poll_cb callback) {
-  vl_handle *handle = handle_new(core, kind, UV_POLL);
-  int64_t key;
-  int err;
-
-  if (handle == NULL)
-    return UV_ENOMEM;
-  /* uv_poll_init() answers UV_EPERM for a plain file and UV_EEXIST for a number that
-   * libuv watches already. */
-  err = uv_poll_init(&core->loop, &handle->uv.poll, fd);
-  if (err != 0) {
-    free(handle);
-    return err;
-  }
-  handle->stream_kind = stream_kind;
-  handle->batch = batch;
-  handle->uv.any.data = handle;
-  err = uv_poll_start(&handle->uv.poll, UV_READABLE, callback);
-  key = err != 0 ? err : handle_register(handle);
-  if (key < 0)
-    handle_discard(handle);
-  else
-    handle_arm(handle);
-  return key;
-}
-
 /* -- entries ------------------------------------------------------------------- */
 
 int64_t vl_listener_open(vl_core *core, int kind, int fd, int batch) {
+  vl_handle *handle;
   int64_t key = core_enter(core);
 
   if (key != 0)
     return key;
-  key = watch_open(core, VL_KIND_LISTENER, kind, fd, batch < 1 ? 1 : batch, on_connection);
+  key = poll_new(core, VL_KIND_LISTENER, fd, &handle);
+  if (key == 0) {
+    handle->stream_kind = kind;
+    handle->batch = batch < 1 ? 1 : batch;
+    key = poll_register(handle, UV_READABLE, on_connection);
+  }
   core_leave(core);
   return key;
 }
@@ -140,14 +112,4 @@ int vl_listener_restart(vl_core *core, int64_t key) {
     handle_arm(handle);
   core_leave(core);
   return err;
-}
-
-int64_t vl_selector_open(vl_core *core, int fd) {
-  int64_t key = core_enter(core);
-
-  if (key != 0)
-    return key;
-  key = watch_open(core, VL_KIND_SELECTOR, 0, fd, 0, on_selector);
-  core_leave(core);
-  return key;
 }

@@ -258,6 +258,19 @@ int vl_stream_write(vl_core *core, int64_t key, int64_t token, const char *data,
   return err;
 }
 
+int64_t vl_stream_unsent(vl_core *core, int64_t key) {
+  vl_handle *handle;
+  int64_t unsent;
+  int err = core_enter(core);
+
+  if (err != 0)
+    return err;
+  handle = handle_find(core, key, VL_KIND_STREAM);
+  unsent = handle == NULL ? VL_ERR_STALE : (int64_t)uv_stream_get_write_queue_size(&handle->uv.stream);
+  core_leave(core);
+  return unsent;
+}
+
 int vl_stream_shutdown(vl_core *core, int64_t key) {
   vl_handle *handle;
   uv_os_fd_t fd;

@@ -27,7 +27,7 @@ overrides or reads: ``_selector``, ``_ready``, ``_scheduled``, ``_stopping``, ``
 ``_clock_resolution``, ``_timer_cancelled_count``, ``_transports``, ``_signal_handlers``,
 ``_csock``, ``_run_once``, ``_process_events``, ``_write_to_self``, ``_make_self_pipe``,
 ``_close_self_pipe``, ``_make_socket_transport``, ``_make_ssl_transport``,
-``_start_serving``, ``_stop_serving``, ``_ensure_fd_no_transport``.
+``_start_serving``, ``_stop_serving``, ``_ensure_fd_no_transport``, ``_check_closed``.
 """
 
 import inspect
@@ -87,6 +87,7 @@ if TYPE_CHECKING:
         _timer_cancelled_count: int
 
         def _run_once(self) -> None: ...
+        def _check_closed(self) -> None: ...
         def _process_events(self, event_list: Any) -> None: ...
         def _stop_serving(self, sock: socket.socket) -> None: ...
         def _make_self_pipe(self) -> None: ...

@@ -9,7 +9,7 @@ from typing import Any
 
 from ._compat import SSL_HANDSHAKE_TIMEOUT, SSL_SHUTDOWN_TIMEOUT, SelectorEventLoop
 from ._platform import after_fork_in_child
-from .api import serve, streams
+from .api import resolve, serve, streams
 from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
 from .scheduling.turn import run_once
@@ -142,6 +142,24 @@ class Loop(SelectorEventLoop):
         if removed and not self._signal_handlers and not self.is_closed():
             self._uv_selector.before_wait = self._arm_wakeup
         return removed
+
+    # -- names ------------------------------------------------------------------------
+
+    async def getaddrinfo(
+        self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0  # noqa: A002
+    ) -> Any:
+        """See ``asyncio.loop.getaddrinfo``.  A numeric host needs no thread."""
+        if self._debug or not resolve.needs_no_lookup(host, port, flags):
+            return await super().getaddrinfo(host, port, family=family, type=type, proto=proto, flags=flags)
+        self._check_closed()
+        return socket.getaddrinfo(host, port, family, type, proto, flags)
+
+    async def getnameinfo(self, sockaddr: Any, flags: int = 0) -> Any:
+        """See ``asyncio.loop.getnameinfo``.  A numeric answer needs no thread."""
+        if not resolve.needs_no_reverse_lookup(flags):
+            return await super().getnameinfo(sockaddr, flags)
+        self._check_closed()
+        return socket.getnameinfo(sockaddr, flags)
 
     # -- connections ----------------------------------------------------------------
 

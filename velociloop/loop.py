@@ -77,10 +77,12 @@ class Loop(SelectorEventLoop):
 
         Raises OSError if somebody has closed libuv's own descriptor.
         """
-        if not self.is_closed() and not self.is_running():
-            if self._foreign:
-                self._adopt()
-            self.core.check()
+        # Early 3.13 refuses a run inside its own try, whose finally then ends the one that is going on.
+        self._check_closed()
+        self._check_running()
+        if self._foreign:
+            self._adopt()
+        self.core.check()
         try:
             super().run_forever()
         finally:

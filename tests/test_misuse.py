@@ -65,7 +65,7 @@ class Things:
         else:
             stack.callback(os.close, keeper)
             self.closed_number = 900
-        self.regular_file = keep(tempfile.TemporaryFile())
+        self.regular_file = stack.enter_context(tempfile.TemporaryFile())
         self.directory = os.open(tempfile.gettempdir(), os.O_RDONLY)
         stack.callback(os.close, self.directory)
         self.closed_file = tempfile.TemporaryFile()  # noqa: SIM115 (closed on the next line)
@@ -256,7 +256,7 @@ async def outcome(loop: Any, things: Things, call: Call) -> str:
                 await task
             return "waits"
         result = task.result()
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 (whatever it is, it is what is compared)
         return words_of(exc)
     if isinstance(result, tuple) and hasattr(result[0], "close"):
         result[0].close()
@@ -310,7 +310,7 @@ def nothing_leaks() -> Iterator[None]:
 def test_wrong_calls_are_answered_as_by_asyncio(calls: list[tuple[str, Call]]) -> None:
     # Coroutines that a refusal has left, transports of closed files: the oracle warns of them too, and the repr of its
     # half-made transports fails in their __del__.
-    with warnings.catch_warnings(), mock.patch.object(sys, "unraisablehook", lambda _: None):
+    with warnings.catch_warnings(), mock.patch.object(sys, "unraisablehook"):
         warnings.simplefilter("ignore")
         with nothing_leaks():
             ours = play("velociloop", calls)
@@ -328,7 +328,7 @@ def test_calls_from_another_thread_while_the_loop_waits(loop: Any) -> None:
     with near, far:
 
         async def main() -> None:
-            transport, protocol = await loop.create_connection(Recorder, sock=near)
+            transport, _ = await loop.create_connection(Recorder, sock=near)
             calls = [
                 lambda: transport.write(b"from afar"),
                 transport.pause_reading,
@@ -397,7 +397,7 @@ def test_calls_after_close(loop_name: str) -> None:
             for word, call in calls.items():
                 try:
                     found[word] = f"returned {call()!r}"
-                except Exception as exc:
+                except Exception as exc:  # noqa: BLE001 (likewise)
                     found[word] = words_of(exc).replace(type(loop).__name__, "LOOP")
         return found
 

@@ -65,7 +65,7 @@ class Things:
         else:
             stack.callback(os.close, keeper)
             self.closed_number = 900
-        self.regular_file = stack.enter_context(tempfile.TemporaryFile())
+        self.regular_file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (so it is)
         self.directory = os.open(tempfile.gettempdir(), os.O_RDONLY)
         stack.callback(os.close, self.directory)
         self.closed_file = tempfile.TemporaryFile()  # noqa: SIM115 (closed on the next line)

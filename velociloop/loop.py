@@ -235,6 +235,16 @@ class Loop(SelectorEventLoop):
         streams.make_socket_transport(self, rawsock, tls, None, extra, server)
         return tls._app_transport
 
+    async def create_server(self, *args: Any, start_serving: bool = True, **kwargs: Any) -> Any:
+        """See ``asyncio.loop.create_server``.  Cancelled, it leaves no server behind."""
+        server = await super().create_server(*args, start_serving=False, **kwargs)
+        return await serve.started(server) if start_serving else server
+
+    async def create_unix_server(self, *args: Any, start_serving: bool = True, **kwargs: Any) -> Any:
+        """See ``asyncio.loop.create_unix_server``.  Cancelled, it leaves no server behind."""
+        server = await super().create_unix_server(*args, start_serving=False, **kwargs)
+        return await serve.started(server) if start_serving else server
+
     def _start_serving(
         self,
         protocol_factory: Any,

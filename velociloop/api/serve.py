@@ -1,5 +1,6 @@
 """Listening: what ``create_server`` and ``create_unix_server`` end in."""
 
+import asyncio
 import socket
 import ssl
 from collections.abc import Callable
@@ -10,7 +11,21 @@ from ..transports.listener import Listener
 from ..transports.stream import SocketInfo
 from .streams import make_accepted_transport, stream_kind
 
-__all__ = ["start_serving", "stop_serving"]
+__all__ = ["start_serving", "started", "stop_serving"]
+
+
+async def started(server: asyncio.Server) -> asyncio.Server:
+    """Return ``server``, serving.
+
+    asyncio's create_server() lets a turn pass once it serves ("skip one loop iteration"); cancelled there, it
+    leaves a server that nobody holds and nobody can close.
+    """
+    try:
+        await server.start_serving()
+    except BaseException:
+        server.close()
+        raise
+    return server
 
 
 def start_serving(

@@ -141,7 +141,7 @@ def test_call_soon_threadsafe_wakes_a_blocked_loop(loop: Loop) -> None:
     thread.join()
 
 
-def test_call_soon_threadsafe_from_many_threads_keeps_each_ones_order(loop: Loop) -> None:
+def test_need_17_call_soon_threadsafe_from_many_threads_keeps_each_ones_order(loop: Loop) -> None:
     ran: list[tuple[int, int]] = []
     each, count = 2000, 6
     started = threading.Barrier(count)
@@ -170,7 +170,7 @@ def test_call_soon_threadsafe_from_many_threads_keeps_each_ones_order(loop: Loop
         assert [i for n, i in ran if n == number] == list(range(each))
 
 
-def test_call_soon_threadsafe_from_a_signal_handler(loop: Loop) -> None:
+def test_need_17_call_soon_threadsafe_from_a_signal_handler(loop: Loop) -> None:
     """A Python-level signal handler of the main thread runs while the loop is blocked, and may schedule."""
     ran: list[int] = []
 
@@ -198,7 +198,7 @@ def test_call_soon_threadsafe_from_a_signal_handler(loop: Loop) -> None:
 
 
 @pytest.mark.skipif(not hasattr(gc, "set_threshold"), reason="PyPy's collector cannot be made to run that often")
-def test_call_soon_threadsafe_from_a_finalizer(loop: Loop) -> None:
+def test_need_17_call_soon_threadsafe_from_a_finalizer(loop: Loop) -> None:
     """H11: a finalizer may run inside call_soon_threadsafe itself, so no lock may be held there."""
     ran: list[int] = []
 

@@ -3,6 +3,9 @@
  * "libuv aborts when an epoll_ctl it defers fails."  Each way in which libuv comes to defer one
  * is taken here, the descriptor is closed behind its back, and a turn follows. */
 #include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -186,16 +189,8 @@ TEST(h6_closed_while_idle_and_then_used) {
   CHECK_EQ(vl_stream_try_write(core, key, "x", 1), UV_EBADF);
   CHECK_EQ(vl_stream_shutdown(core, key), UV_EBADF);
   CHECK_EQ(vl_stream_write(core, key, 7, "x", 1), 0);
-  for (int seen = 0; seen < 2;) {
-    vl_record record;
-
-    if (!take(core, &record)) {
-      CHECK_GE(vl_core_poll(core, WITHOUT_LIMIT), 0);
-      continue;
-    }
-    CHECK_LT(record.result, 0);
-    seen++;
-  }
+  CHECK_EQ(wait_for(core, key, VL_OP_WRITE_DONE).result, UV_EBADF);
+  check_quiet(core); /* libuv watches for nothing, so nobody asks the kernel */
   close_core(core);
   close_fd(peer);
 }
@@ -287,6 +282,116 @@ TEST(h6_closed_and_then_the_handle_is_closed) {
   close_fd(peer);
 }
 
+/* -- queued again by libuv itself, though nothing was started or stopped ------------------- */
+
+TEST(h6_closed_after_a_hangup_on_an_idle_stream) {
+  enum { GRANT = 65536 };
+  static char sent[GRANT + 1];
+  vl_core *core = open_core();
+  int fds[2];
+  int64_t key;
+  vl_record record;
+
+  make_tcp_pair(fds);
+  key = vl_stream_open(core, VL_STREAM_TCP, fds[0]);
+  CHECK_GT(key, 0);
+  CHECK_EQ(vl_stream_read_start(core, key), 0);
+  CHECK_EQ(vl_core_poll(core, 0), 0);
+  CHECK_EQ(vl_stream_shutdown(core, key), 0); /* for POLLHUP both directions must have ended */
+  send_bytes(fds[1], sent, sizeof(sent));
+  close_fd(fds[1]);
+  record = wait_for(core, key, VL_OP_READ);
+  CHECK_EQ(record.result, GRANT); /* the rest, and the end, are left for the next poll */
+  close_behind(core, key);
+  check_lost(core, key, UV_EBADF);
+  close_core(core);
+}
+
+/* POLLERR without POLLHUP: the kernel has something for the socket's error queue. */
+TEST(h6_closed_after_an_entry_in_the_error_queue) {
+  vl_core *core = open_core();
+  struct pollfd ready;
+  int fds[2];
+  int one = 1;
+  int64_t key;
+  vl_record record;
+  char byte;
+
+  make_tcp_pair(fds);
+  CHECK_EQ(setsockopt(fds[0], SOL_SOCKET, SO_ZEROCOPY, &one, sizeof(one)), 0);
+  key = vl_stream_open(core, VL_STREAM_TCP, fds[0]);
+  CHECK_GT(key, 0);
+  CHECK_EQ(vl_stream_read_start(core, key), 0);
+  CHECK_EQ(vl_core_poll(core, 0), 0);
+  ready.fd = vl_handle_fileno(core, key);
+  ready.events = 0;
+  CHECK_EQ(send(ready.fd, "x", 1, MSG_ZEROCOPY), 1);
+  receive_bytes(fds[1], &byte, 1);
+  CHECK_EQ(poll(&ready, 1, -1), 1);
+  CHECK_EQ(ready.revents, POLLERR);
+  send_text(fds[1], "hello"); /* a partial read beside it */
+  record = wait_for(core, key, VL_OP_READ);
+  check_read(core, &record, key, "hello");
+  close_behind(core, key);
+  check_lost(core, key, UV_EBADF);
+  close_core(core);
+  close_fd(fds[1]);
+}
+
+TEST(h6_closed_after_a_queued_write_completed_at_once) {
+  vl_core *core = open_core();
+  int peer;
+  int64_t key = open_reader(core, &peer);
+
+  CHECK_EQ(vl_core_poll(core, 0), 0);
+  CHECK_EQ(vl_stream_write(core, key, 7, "x", 1), 0);
+  close_behind(core, key); /* uv__run_pending() queues it in the uv_run() that submits it */
+  check_lost(core, key, UV_EBADF);
+  CHECK_EQ(wait_for(core, key, VL_OP_WRITE_DONE).result, 0);
+  close_core(core);
+  close_fd(peer);
+}
+
+/* Descriptors that libuv has opened for itself, by what they are: of the fork that follows. */
+static int find_eventfd(void) {
+  char link[64];
+  char target[64];
+  ssize_t length;
+
+  for (int fd = 3; fd < 64; fd++) {
+    (void)snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    length = readlink(link, target, sizeof(target) - 1);
+    if (length < 0)
+      continue;
+    target[length] = '\0';
+    if (strcmp(target, "anon_inode:[eventfd]") == 0)
+      return fd;
+  }
+  return -1;
+}
+
+static void lose_wake_of_adopted(void *argument) {
+  vl_core *core = argument;
+  int fd;
+
+  vl_core_abandon(core);
+  CHECK_EQ(vl_core_adopt(core), 0); /* libuv has a new eventfd, and has not registered it yet */
+  fd = find_eventfd();
+  CHECK_GT(fd, 2);
+  close_fd(fd);
+  CHECK_EQ(vl_core_poll(core, 0), UV_EBADF);
+  CHECK_EQ(vl_core_poll(core, 0), UV_EBADF);
+  CHECK_EQ(vl_core_close(core), 0);
+  vl_core_free(core);
+}
+
+TEST(h6_a_descriptor_of_libuvs_own_closed_is_an_error_of_the_poll) {
+  vl_core *core = open_core();
+
+  CHECK_EQ(in_child(lose_wake_of_adopted, core), 0);
+  close_core(core);
+}
+
 const test_case closed_descriptor_tests[] = {
     CASE(h6_closed_after_read_start),
     CASE(h6_closed_after_reading_was_resumed),
@@ -303,5 +408,9 @@ const test_case closed_descriptor_tests[] = {
     CASE(h6_a_selector_closed_before_its_first_turn_is_shown_to_its_user),
     CASE(h6_closed_and_then_the_core_is_closed),
     CASE(h6_closed_and_then_the_handle_is_closed),
+    CASE(h6_closed_after_a_hangup_on_an_idle_stream),
+    CASE(h6_closed_after_an_entry_in_the_error_queue),
+    CASE(h6_closed_after_a_queued_write_completed_at_once),
+    CASE(h6_a_descriptor_of_libuvs_own_closed_is_an_error_of_the_poll),
     END_OF_CASES,
 };

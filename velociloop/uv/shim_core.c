@@ -191,14 +191,11 @@ int vl_core_close(vl_core *core) {
   uv_mutex_lock(&core->wake_lock);
   core->closed = true;
   uv_mutex_unlock(&core->wake_lock);
-  while (core->arm != NULL) {
-    core->arm->armed = false;
-    core->arm = core->arm->arm_next;
-  }
   for (i = 0; i < core->slot_count; i++)
     if (core->slots[i].handle != NULL)
       handle_close(core->slots[i].handle);
   close_own_handles(core);
+  submit_forget_refused(core);
   err = finish_loop(core);
   core_leave(core);
   return err;
@@ -266,7 +263,6 @@ static int renew_kernel_objects(vl_core *core) {
 }
 
 int vl_core_adopt(vl_core *core) {
-  uint32_t i;
   int err;
 
   if (!core->foreign)
@@ -284,9 +280,6 @@ int vl_core_adopt(vl_core *core) {
     return err;
   core->fine.deadline = 0;
   core->fine.fired = false;
-  for (i = 0; i < core->slot_count; i++)
-    if (core->slots[i].handle != NULL)
-      handle_arm(core->slots[i].handle); /* uv_loop_fork() has each registered anew */
   core->foreign = false;
   return 0;
 }
@@ -343,10 +336,11 @@ int vl_core_poll(vl_core *core, int64_t timeout_ns) {
     ring_reset(core);
   ring_take_late(core);
   core->selector_ready = false;
-  handle_check_armed(core);
+  result = submit_check(core);
   if (words[VL_WORD_HEAD] != words[VL_WORD_TAIL] || core->late_first != NULL || core->selector_ready)
     timeout_ns = 0;
-  result = set_timeout(core, timeout_ns);
+  if (result == 0)
+    result = set_timeout(core, timeout_ns);
   if (result == 0) {
     core->serial++;
     core->statistics.polls++;

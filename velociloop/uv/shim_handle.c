@@ -1,4 +1,4 @@
-/* shim_handle.c: keys, lifetime and the check of descriptors before the kernel sees them. */
+/* shim_handle.c: keys and lifetime. */
 #include "shim_internal.h"
 
 #define FIRST_SLOTS 64u
@@ -77,7 +77,7 @@ static void on_closed(uv_handle_t *uv) {
   core->statistics.closing--;
   if (handle->late_used) {
     /* Its end or error has not found room yet, and who closed it may have been the shim
-     * (handle_check_armed()): the owner must still hear of it. */
+     * (handle_lose()): the owner must still hear of it. */
     handle->late.used = NULL;
     handle->late.memory = handle;
     return;
@@ -126,39 +126,13 @@ static int32_t failure_op(vl_kind kind) {
   return VL_OP_POLL;
 }
 
-void handle_arm(vl_handle *handle) {
-  if (handle->armed || uv_is_closing(&handle->uv.any))
-    return;
-  handle->armed = true;
-  handle->arm_next = handle->core->arm;
-  handle->core->arm = handle;
-}
-
-void handle_check_armed(vl_core *core) {
-  vl_handle *handle;
-  uv_os_fd_t fd;
-  int err;
-
-  while ((handle = core->arm) != NULL) {
-    core->arm = handle->arm_next;
-    handle->arm_next = NULL;
-    handle->armed = false;
-    if (uv_is_closing(&handle->uv.any))
-      continue;
-    err = uv_fileno(&handle->uv.any, &fd);
-    if (err == 0)
-      err = os_check_descriptor(&core->loop, (int)(intptr_t)fd);
-    if (err == 0)
-      continue;
-    /* "if (epoll_ctl(epollfd, EPOLL_CTL_MOD, fd, &e)) abort();" is what would
-     * follow.  The handle leaves libuv; its owner learns why.  The selector's owner is
-     * sent to the descriptor, which tells it. */
-    if (handle->kind == VL_KIND_SELECTOR)
-      core->selector_ready = true;
-    else
-      handle_report(handle, failure_op(handle->kind), err);
-    handle_close(handle);
-  }
+void handle_lose(vl_handle *handle, int err) {
+  /* The selector's owner is sent to the descriptor, which tells it. */
+  if (handle->kind == VL_KIND_SELECTOR)
+    handle->core->selector_ready = true;
+  else
+    handle_report(handle, failure_op(handle->kind), err);
+  handle_close(handle);
 }
 
 void handle_table_free(vl_core *core) {

@@ -45,19 +45,18 @@ typedef enum { VL_KIND_STREAM, VL_KIND_LISTENER, VL_KIND_SELECTOR, VL_KIND_POLL 
 struct vl_handle {
   vl_core *core;
   int64_t key;
-  vl_handle *arm_next;      /* in core->arm, while armed */
   uint64_t granted_in;      /* the poll that gave this stream its grant (H4) */
   vl_late late;             /* for an end of stream or error found without room */
   vl_kind kind;
   int stream_kind;          /* VL_STREAM_...: its own, or that of accepted ones */
   int batch;                /* listener: accepts a poll */
-  bool armed;
   bool late_used;
   union {
     uv_handle_t any;
     uv_stream_t stream;
     uv_tcp_t tcp;
     uv_pipe_t pipe;
+    uv_udp_t udp;
     uv_poll_t poll;
   } uv;                     /* last: only the part of its type is allocated */
 };
@@ -112,7 +111,6 @@ struct vl_core {
   vl_slot *slots;
   uint32_t slot_count;
   uint32_t free_slot;       /* index + 1; 0: none */
-  vl_handle *arm;           /* handles whose descriptor libuv will hand to the kernel */
   vl_late *late_first;
   vl_late *late_last;
   vl_statistics statistics;
@@ -163,11 +161,18 @@ void handle_close(vl_handle *handle);
 void handle_discard(vl_handle *handle);
 /* Tells the owner of the end or failure of a handle; never fails. */
 void handle_report(vl_handle *handle, int32_t op, int64_t result);
-/* Has handle_check_armed() look at this handle's descriptor before the next uv_run(). */
-void handle_arm(vl_handle *handle);
-/* H6: "libuv aborts when an epoll_ctl it defers fails". */
-void handle_check_armed(vl_core *core);
+/* Closes a handle whose descriptor the kernel refuses, and tells its owner why. */
+void handle_lose(vl_handle *handle, int err);
 void handle_table_free(vl_core *core);
+
+/* -- before the kernel (shim_submit.c) -------------------------------------------- */
+
+/* H6: "libuv aborts when an epoll_ctl it defers fails".  Right before uv_run(): handles that
+ * would have it abort are lost.  An error if a watcher of libuv's own would: then uv_run() must
+ * not be called. */
+int submit_check(vl_core *core);
+/* Before the last turns, when only libuv's own watchers are left. */
+void submit_forget_refused(vl_core *core);
 
 /* -- streams (shim_stream.c) ---------------------------------------------------- */
 

@@ -108,8 +108,6 @@ int vl_listener_restart(vl_core *core, int64_t key) {
     return err;
   handle = handle_find(core, key, VL_KIND_LISTENER);
   err = handle == NULL ? VL_ERR_STALE : uv_poll_start(&handle->uv.poll, UV_READABLE, on_connection);
-  if (err == 0)
-    handle_arm(handle);
   core_leave(core);
   return err;
 }

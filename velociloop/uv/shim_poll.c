@@ -1,7 +1,6 @@
 /* shim_poll.c: watching descriptors that stay their owner's.
  *
- * Facts: libuv allows one watcher a descriptor (UV_EEXIST), answers UV_EPERM for a plain file, and
- * aborts when an epoll_ctl that it defers fails (H6), so every start is followed by handle_arm(). */
+ * Facts: libuv allows one watcher a descriptor (UV_EEXIST), and answers UV_EPERM for a plain file. */
 #include "shim_internal.h"
 
 _Static_assert(VL_READABLE == (int)UV_READABLE && VL_WRITABLE == (int)UV_WRITABLE,
@@ -29,8 +28,6 @@ int64_t poll_register(vl_handle *handle, int events, uv_poll_cb callback) {
 
   if (key < 0)
     handle_discard(handle);
-  else if (events != 0)
-    handle_arm(handle);
   return key;
 }
 
@@ -84,8 +81,6 @@ int vl_poll_events(vl_core *core, int64_t key, int events) {
     err = uv_poll_stop(&handle->uv.poll);
   } else {
     err = uv_poll_start(&handle->uv.poll, events & (VL_READABLE | VL_WRITABLE), on_events);
-    if (err == 0)
-      handle_arm(handle);
   }
   core_leave(core);
   return err;

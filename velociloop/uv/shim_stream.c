@@ -31,17 +31,10 @@ static void on_read(uv_stream_t *stream, ssize_t nread, const uv_buf_t *buf) {
   (void)buf;
   /* "nread might be 0, which does not indicate an error or EOF. This is equivalent
    * to EAGAIN"; UV_ENOBUFS is on_alloc()'s refusal. */
-  if (nread == 0 || nread == UV_ENOBUFS) {
-    /* After POLLHUP or POLLERR uv__stream_io() goes on to uv__drain(), whose uv__io_stop()
-     * queues the watcher again: an epoll_ctl in the next uv_run(). */
-    handle_arm(handle);
+  if (nread == 0 || nread == UV_ENOBUFS)
     return;
-  }
   if (nread < 0) {
     handle_report(handle, VL_OP_READ, nread);
-    /* libuv stops watching for readability now.  If a write waits for writability, that is
-     * an epoll_ctl in the next uv_run(). */
-    handle_arm(handle);
     return;
   }
   slab_commit(handle->core, (size_t)nread, &record.segment, &record.aux);
@@ -58,8 +51,6 @@ static void on_written(uv_write_t *req, int status) {
   vl_record record = {write->key, VL_OP_WRITE_DONE, 0, status, write->token};
 
   core->statistics.writes--;
-  /* libuv stops watching for writability now, by an epoll_ctl in the next uv_run(). */
-  handle_arm(write->handle);
   write->handle = NULL;
   ring_push_or_keep(core, &write->late, &record);
 }
@@ -163,7 +154,6 @@ int vl_stream_read_start(vl_core *core, int64_t key) {
     err = uv_read_start(&handle->uv.stream, on_alloc, on_read);
     if (err == UV_EALREADY)
       err = 0;
-    handle_arm(handle);
   }
   core_leave(core);
   return err;
@@ -176,14 +166,7 @@ int vl_stream_read_stop(vl_core *core, int64_t key) {
   if (err != 0)
     return err;
   handle = handle_find(core, key, VL_KIND_STREAM);
-  if (handle == NULL) {
-    err = VL_ERR_STALE;
-  } else {
-    err = uv_read_stop(&handle->uv.stream);
-    /* Only a stream that still waits for writability is handed to the kernel again. */
-    if (uv_stream_get_write_queue_size(&handle->uv.stream) > 0)
-      handle_arm(handle);
-  }
+  err = handle == NULL ? VL_ERR_STALE : uv_read_stop(&handle->uv.stream);
   core_leave(core);
   return err;
 }
@@ -252,7 +235,6 @@ int vl_stream_write(vl_core *core, int64_t key, int64_t token, const char *data,
       free(write);
     else
       core->statistics.writes++;
-    handle_arm(handle);
   }
   core_leave(core);
   return err;

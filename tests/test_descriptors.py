@@ -251,6 +251,44 @@ def test_H6_the_standard_streams_are_closed(loop_name: str, when: str) -> None:
     )
     assert done.returncode == 42
 
+@pytest.mark.ours("asyncio's own descriptors may become standard output")
+@pytest.mark.parametrize("forked", [False, True], ids=["made", "adopted"])
+def test_H6_a_loop_made_without_standard_streams_takes_none_of_their_numbers(loop_name: str, forked: bool) -> None:
+    done = run_child(
+        f"""
+        report = os.fdopen(os.dup2(os.dup(1), 50), "w")
+
+        def check():
+            os.close(0)
+            os.close(1)
+            os.close(2)
+            loop = inherited if inherited is not None else new_child_loop()
+            loop.run_until_complete(asyncio.sleep(0.001))
+            free = []
+            for number in range(3):
+                try:
+                    os.fstat(number)
+                except OSError:
+                    free.append(number)
+            loop.close()
+            print(free, file=report, flush=True)
+            os._exit(0)
+
+        if {forked}:
+            inherited = new_child_loop()
+            inherited.run_until_complete(asyncio.sleep(0))
+            child = os.fork()
+            if child == 0:
+                check()
+            inherited.close()
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        inherited = None
+        check()
+        """,
+        loop_name,
+    )
+    assert (done.returncode, done.stdout) == (0, "[0, 1, 2]\n"), done.stderr
+
 
 @pytest.mark.ours("asyncio's own epoll descriptor is no part of this rule")
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for epoll instances in /proc")

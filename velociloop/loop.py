@@ -14,7 +14,7 @@ from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
 from .scheduling.turn import run_once
 from .scheduling.wakeup import SignalWakeup
-from .uv.core import Core, Statistics
+from .uv.core import Core, Statistics, stdio_held
 from .uv.selector import Selector
 
 __all__ = ["Loop", "Statistics", "new_event_loop"]
@@ -43,8 +43,9 @@ class Loop(SelectorEventLoop):
         self._user_sockets: set[int] = set()
         self._wakeup = SignalWakeup()
         try:
-            self._uv_selector = Selector(self.core, self.scope)
-            super().__init__(self._uv_selector)
+            with stdio_held():
+                self._uv_selector = Selector(self.core, self.scope)
+                super().__init__(self._uv_selector)  # makes the self-pipe
         except BaseException:
             # Out of descriptors, say.  Nobody will ever close this half of a loop.
             self._closed = True
@@ -80,7 +81,7 @@ class Loop(SelectorEventLoop):
         # Early 3.13 refuses a run inside its own try, whose finally then ends the one that is going on.
         self._check_closed()
         self._check_running()
-        if self._foreign:
+        if self.core.foreign:
             self._adopt()
         self.core.check()
         try:
@@ -274,7 +275,7 @@ class Loop(SelectorEventLoop):
             raise RuntimeError("Cannot close a running event loop")
         if self.is_closed():
             return
-        if self._foreign:
+        if self.core.foreign:
             self._adopt()
         self._wakeup.restore()
         for owner in list(self.core.registry.owners.values()):
@@ -285,13 +286,10 @@ class Loop(SelectorEventLoop):
 
     # -- fork (H11) -------------------------------------------------------------------
 
-    _foreign = False
-
     def _abandon(self) -> None:
         """In a forked child: nothing of this loop may be touched that the parent shares."""
         if self.is_closed():
             return
-        self._foreign = True
         self.core.abandon()
         self._uv_selector.abandon()
         self._wakeup.abandon()
@@ -299,12 +297,12 @@ class Loop(SelectorEventLoop):
     def _adopt(self) -> None:
         """In a forked child: take the inherited loop into use, with kernel objects of its own."""
         self.core.adopt()
-        self._foreign = False
-        self._uv_selector.adopt()
+        with stdio_held():
+            self._uv_selector.adopt()
+            # The self-pipe is shared too: a byte written by one process would wake the other.
+            self._close_self_pipe()
+            self._make_self_pipe()
         self._uv_selector.before_wait = self._arm_wakeup
-        # The self-pipe is shared too: a byte written by one process would wake the other.
-        self._close_self_pipe()
-        self._make_self_pipe()
 
 
 def new_event_loop() -> Loop:

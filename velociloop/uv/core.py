@@ -5,6 +5,7 @@ Errors come back as negative codes where the caller has to look at them on a hot
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from ._ffi import ffi, lib
 from .registry import Registry
 from .ring import Ring
 
-__all__ = ["Core", "Statistics", "libuv_version"]
+__all__ = ["Core", "Statistics", "libuv_version", "stdio_held"]
 
 STREAM_TCP: int = lib.VL_STREAM_TCP
 STREAM_PIPE: int = lib.VL_STREAM_PIPE
@@ -91,6 +92,11 @@ class Core:
     def adopt(self) -> None:
         """In a forked child: take the core into use with kernel objects of its own."""
         errors.check(lib.vl_core_adopt(self.pointer))
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the core is a forked child's inheritance, not adopted yet."""
+        return bool(lib.vl_core_is_foreign(self.pointer))
 
     def statistics(self) -> Statistics:
         """Return the counters of now."""
@@ -212,6 +218,21 @@ def _request_sizes(total: int, low_water: int) -> Iterator[int]:
     for part, largest in ((total - tail, WRITE_REQUEST_BYTES), (tail, min(piece, WRITE_REQUEST_BYTES))):
         for begin in range(0, part, largest):
             yield min(largest, part - begin)
+
+
+@contextmanager
+def stdio_held() -> Iterator[None]:
+    """Within, no file that is opened gets one of the numbers 0-2 (H6).
+
+    A process may have been started without them: what the loop opens for itself must not become its
+    standard output, or what is printed lands in the loop's self-pipe.  Raises OSError.
+    """
+    held = ffi.new("int[3]")
+    errors.check(lib.vl_stdio_hold(held))
+    try:
+        yield
+    finally:
+        lib.vl_stdio_release(held)
 
 
 def libuv_version() -> str:

@@ -242,6 +242,10 @@ void vl_core_abandon(vl_core *core) {
   core->foreign = true;
 }
 
+int vl_core_is_foreign(const vl_core *core) {
+  return core->foreign ? 1 : 0;
+}
+
 static int renew_kernel_objects(vl_core *core) {
   int held[3];
   int err = os_hold_stdio(held); /* as in vl_core_new() */

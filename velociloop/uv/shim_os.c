@@ -372,3 +372,13 @@ int os_fine_timer_replace(int fd) {
 }
 
 #endif
+
+/* -- entries ------------------------------------------------------------------ */
+
+int vl_stdio_hold(int held[3]) {
+  return os_hold_stdio(held);
+}
+
+void vl_stdio_release(int held[3]) {
+  os_release_stdio(held);
+}

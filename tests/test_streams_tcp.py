@@ -440,3 +440,25 @@ async def test_H4_one_grant_a_stream_and_turn() -> None:
     await turns(6)
     for _, far in pairs:
         far.close()
+
+
+class NamedSocket(socket.socket):
+    """A subclass whose constructor is its own."""
+
+    def __init__(self, name: str, family: int, sock: socket.socket) -> None:
+        super().__init__(family, sock.type, sock.proto, fileno=sock.detach())
+        self.name = name
+
+
+async def test_a_socket_of_a_subclass_with_another_constructor() -> None:
+    loop = asyncio.get_running_loop()
+    near, far = socket.socketpair()
+    named = NamedSocket("a name", near.family, near)
+    named.setblocking(False)
+    with far:
+        transport, protocol = await loop.create_connection(Recorder, sock=named)
+        far.sendall(b"hello")
+        assert await protocol.bytes_received(5) == b"hello"
+        transport.close()
+        await protocol.lost
+        assert named.fileno() == -1

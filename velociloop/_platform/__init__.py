@@ -1,13 +1,34 @@
 """Everything in Python that depends on the operating system, under the same names everywhere.
 
-The C side has its own single place: ``uv/shim_os.c``.
+The C side has its own place, ``uv/shim_os.c``; libuv's queues, which only Unix has, are in ``uv/shim_submit.c``.
 """
 
 import sys
 
 if sys.platform == "win32":
-    from .windows import AF_UNIX, NATIVE_CODES_ARE_ERRNO, SOCKADDR_HAS_LENGTH, after_fork_in_child, new_selector
+    from .windows import (
+        AF_UNIX,
+        NATIVE_CODES_ARE_ERRNO,
+        SOCKADDR_HAS_LENGTH,
+        after_fork_in_child,
+        duplicate_socket,
+        new_selector,
+    )
 else:
-    from .unix import AF_UNIX, NATIVE_CODES_ARE_ERRNO, SOCKADDR_HAS_LENGTH, after_fork_in_child, new_selector
+    from .unix import (
+        AF_UNIX,
+        NATIVE_CODES_ARE_ERRNO,
+        SOCKADDR_HAS_LENGTH,
+        after_fork_in_child,
+        duplicate_socket,
+        new_selector,
+    )
 
-__all__ = ["AF_UNIX", "NATIVE_CODES_ARE_ERRNO", "SOCKADDR_HAS_LENGTH", "after_fork_in_child", "new_selector"]
+__all__ = [
+    "AF_UNIX",
+    "NATIVE_CODES_ARE_ERRNO",
+    "SOCKADDR_HAS_LENGTH",
+    "after_fork_in_child",
+    "duplicate_socket",
+    "new_selector",
+]

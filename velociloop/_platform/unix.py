@@ -7,7 +7,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["AF_UNIX", "NATIVE_CODES_ARE_ERRNO", "SOCKADDR_HAS_LENGTH", "after_fork_in_child", "new_selector"]
+__all__ = [
+    "AF_UNIX",
+    "NATIVE_CODES_ARE_ERRNO",
+    "SOCKADDR_HAS_LENGTH",
+    "after_fork_in_child",
+    "duplicate_socket",
+    "new_selector",
+]
 
 AF_UNIX: int = socket.AF_UNIX
 
@@ -16,6 +23,14 @@ NATIVE_CODES_ARE_ERRNO = True
 
 #: BSD-derived systems put a length byte in front of a one-byte family in ``struct sockaddr``.
 SOCKADDR_HAS_LENGTH = sys.platform != "linux"
+
+
+def duplicate_socket(fd: int) -> int:
+    """Return another descriptor of the same socket.
+
+    Not ``socket.dup()``, which calls the constructor of the object's class: subclasses may have another one.
+    """
+    return os.dup(fd)
 
 
 def new_selector() -> Any:

@@ -3,7 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["AF_UNIX", "NATIVE_CODES_ARE_ERRNO", "SOCKADDR_HAS_LENGTH", "after_fork_in_child", "new_selector"]
+__all__ = [
+    "AF_UNIX",
+    "NATIVE_CODES_ARE_ERRNO",
+    "SOCKADDR_HAS_LENGTH",
+    "after_fork_in_child",
+    "duplicate_socket",
+    "new_selector",
+]
 
 AF_UNIX: int = -1  # asyncio has no Unix sockets there
 
@@ -11,6 +18,11 @@ AF_UNIX: int = -1  # asyncio has no Unix sockets there
 NATIVE_CODES_ARE_ERRNO = False
 
 SOCKADDR_HAS_LENGTH = False
+
+
+def duplicate_socket(fd: int) -> int:
+    """Raise OSError: a socket is no file descriptor there."""
+    raise OSError("velociloop does not support Windows yet; use asyncio's own loop there")
 
 
 def new_selector() -> Any:

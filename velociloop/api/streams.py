@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from .._compat import SSLProtocol
-from .._platform import AF_UNIX
+from .._platform import AF_UNIX, duplicate_socket
 from ..transports.stream import SocketInfo, StreamTransport
 from ..uv import core as _core, sockaddr
 
@@ -53,10 +53,12 @@ def make_socket_transport(
     info = SocketInfo(sock)
     kind = stream_kind(sock)
     given = loop.is_user_socket(sock)
-    fd = sock.dup().detach() if given else sock.detach()
+    fd = sock.fileno() if given else sock.detach()
     if type(fd) is not int:
         # A mock passes for the number 1 in C, and libuv would take over standard output.
         raise TypeError(f"the socket's descriptor is not an integer: {fd!r}")
+    if given:
+        fd = duplicate_socket(fd)
     key = loop.core.open_stream(kind, fd)
     user_sock = sock if given else None
     try:

@@ -1,21 +1,25 @@
 """The event loop."""
 
 import asyncio
+import signal
 import socket
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVarTuple
 
 from ._compat import SSL_HANDSHAKE_TIMEOUT, SSL_SHUTDOWN_TIMEOUT, SelectorEventLoop
-from ._platform import after_fork_in_child
-from .api import resolve, serve, streams
+from ._platform import at_fork
+from .api import resolve, serve, signals, streams
 from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
 from .scheduling.turn import run_once
 from .scheduling.wakeup import SignalWakeup
 from .uv.core import Core, Statistics, stdio_held
 from .uv.selector import Selector
+
+_Ts = TypeVarTuple("_Ts")
 
 __all__ = ["Loop", "Statistics", "new_event_loop"]
 
@@ -42,6 +46,7 @@ class Loop(SelectorEventLoop):
         self.listeners: dict[int, Any] = {}
         self._user_sockets: set[int] = set()
         self._wakeup = SignalWakeup()
+        self._signal_watches = signals.SignalWatches(self, self.core)
         try:
             with stdio_held():
                 self._uv_selector = Selector(self.core, self.scope)
@@ -138,13 +143,29 @@ class Loop(SelectorEventLoop):
             self._wakeup.restore()
         self._uv_selector.before_wait = self._arm_wakeup
 
+    def add_signal_handler(self, sig: int, callback: Callable[[*_Ts], Any], *args: *_Ts) -> None:
+        """See ``asyncio.loop.add_signal_handler``."""
+        previous = self._signal_watches.action(sig)
+        try:
+            super().add_signal_handler(sig, callback, *args)
+        finally:
+            self._wakeup_was_touched()
+        self._signal_watches.take_over(sig, previous)
+
     def remove_signal_handler(self, sig: int) -> bool:
         """See ``asyncio.loop.remove_signal_handler``."""
-        removed = super().remove_signal_handler(sig)
-        # With the last handler asyncio unsets the wakeup descriptor; Ctrl-C needs it still.
-        if removed and not self._signal_handlers and not self.is_closed():
-            self._uv_selector.before_wait = self._arm_wakeup
+        try:
+            removed = super().remove_signal_handler(sig)
+        finally:
+            self._wakeup_was_touched()
+        if removed:
+            self._signal_watches.give_back(sig)
         return removed
+
+    def _wakeup_was_touched(self) -> None:
+        # With the last handler, or a failure, asyncio unsets the wakeup descriptor; Ctrl-C needs it still.
+        if not self._signal_handlers and not self.is_closed():
+            self._uv_selector.before_wait = self._arm_wakeup
 
     # -- names ------------------------------------------------------------------------
 
@@ -291,12 +312,14 @@ class Loop(SelectorEventLoop):
         if self.is_closed():
             return
         self.core.abandon()
+        self._signal_watches.abandon()
+        self._wakeup.abandon(self._csock.fileno())
         self._uv_selector.abandon()
-        self._wakeup.abandon()
 
     def _adopt(self) -> None:
         """In a forked child: take the inherited loop into use, with kernel objects of its own."""
         self.core.adopt()
+        self._signal_watches.adopt()
         with stdio_held():
             self._uv_selector.adopt()
             # The self-pipe is shared too: a byte written by one process would wake the other.
@@ -314,11 +337,24 @@ def new_event_loop() -> Loop:
 
 
 _live_loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    # Until _abandon() has stopped it, libuv's signal handler in the child would tell the parent (H10).
+    caught = {number for loop in list(_live_loops) for number in loop._signal_watches.signals()}
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, caught) if caught else None
+
+
+def _after_fork_in_parent() -> None:
+    if _forking.mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
 
 
 def _after_fork_in_child() -> None:
     for loop in list(_live_loops):
         loop._abandon()
+    _after_fork_in_parent()
 
 
-after_fork_in_child(_after_fork_in_child)
+at_fork(_before_fork, _after_fork_in_parent, _after_fork_in_child)

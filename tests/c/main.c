@@ -25,6 +25,7 @@ static const struct {
     {"descriptors", descriptor_tests},
     {"closed descriptors", closed_descriptor_tests},
     {"fork", fork_tests},
+    {"signal", signal_tests},
 };
 
 void check_failed(const char *file, int line, const char *what) {

@@ -10,7 +10,7 @@ if sys.platform == "win32":
         AF_UNIX,
         NATIVE_CODES_ARE_ERRNO,
         SOCKADDR_HAS_LENGTH,
-        after_fork_in_child,
+        at_fork,
         duplicate_socket,
         new_selector,
     )
@@ -19,7 +19,7 @@ else:
         AF_UNIX,
         NATIVE_CODES_ARE_ERRNO,
         SOCKADDR_HAS_LENGTH,
-        after_fork_in_child,
+        at_fork,
         duplicate_socket,
         new_selector,
     )
@@ -28,7 +28,7 @@ __all__ = [
     "AF_UNIX",
     "NATIVE_CODES_ARE_ERRNO",
     "SOCKADDR_HAS_LENGTH",
-    "after_fork_in_child",
+    "at_fork",
     "duplicate_socket",
     "new_selector",
 ]

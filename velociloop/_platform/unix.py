@@ -11,7 +11,7 @@ __all__ = [
     "AF_UNIX",
     "NATIVE_CODES_ARE_ERRNO",
     "SOCKADDR_HAS_LENGTH",
-    "after_fork_in_child",
+    "at_fork",
     "duplicate_socket",
     "new_selector",
 ]
@@ -41,6 +41,6 @@ def new_selector() -> Any:
     return selector
 
 
-def after_fork_in_child(function: Callable[[], None]) -> None:
-    """Have ``function`` called in every child that ``os.fork`` makes."""
-    os.register_at_fork(after_in_child=function)
+def at_fork(before: Callable[[], None], in_parent: Callable[[], None], in_child: Callable[[], None]) -> None:
+    """Have the functions called around every ``os.fork``, all three by the thread that forks."""
+    os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)

@@ -7,7 +7,7 @@ __all__ = [
     "AF_UNIX",
     "NATIVE_CODES_ARE_ERRNO",
     "SOCKADDR_HAS_LENGTH",
-    "after_fork_in_child",
+    "at_fork",
     "duplicate_socket",
     "new_selector",
 ]
@@ -30,5 +30,5 @@ def new_selector() -> Any:
     raise OSError("velociloop does not support Windows yet; use asyncio's own loop there")
 
 
-def after_fork_in_child(function: Callable[[], None]) -> None:
+def at_fork(before: Callable[[], None], in_parent: Callable[[], None], in_child: Callable[[], None]) -> None:
     """Do nothing: there is no fork."""

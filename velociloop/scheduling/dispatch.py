@@ -26,6 +26,7 @@ _READ = _ring.READ
 _ACCEPT = _ring.ACCEPT
 _WRITE_DONE = _ring.WRITE_DONE
 _POLL = _ring.POLL
+_SIGNAL = _ring.SIGNAL
 _HEAD = _ring.HEAD
 _TAIL = _ring.TAIL
 _FRAMES = _ring.FRAMES
@@ -206,6 +207,8 @@ class Dispatcher:
                 pass  # closed after the poll; these records hold nothing
             elif operation == _POLL:
                 owner.on_poll(result)
+            elif operation == _SIGNAL:
+                owner.on_signal(result)
             else:
                 raise RuntimeError(f"unknown operation {operation} in the ring")
         except Exception as exc:

@@ -29,18 +29,13 @@ class SignalWakeup:
         self._fd = _NONE
         self._previous = _NONE
 
-    @property
-    def armed(self) -> bool:
-        """Whether signals write to the descriptor of :meth:`arm`."""
-        return self._fd != _NONE
-
     def arm(self, fd: int) -> None:
         """Have signals write to ``fd``, in the main thread; elsewhere do nothing.
 
         Python runs signal handlers in the main thread only, and only that one may set the
         descriptor (``signal.set_wakeup_fd``: "only be called from the main thread").
         """
-        if threading.current_thread() is not threading.main_thread():
+        if not _in_main_thread():
             return
         previous = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
         if previous != fd:
@@ -49,18 +44,29 @@ class SignalWakeup:
 
     def restore(self) -> None:
         """Put back what was set before; nothing if somebody has set another since."""
-        if self._fd == _NONE or threading.current_thread() is not threading.main_thread():
+        if self._fd == _NONE or not _in_main_thread():
             return
         mine, self._fd = self._fd, _NONE
         previous, self._previous = self._previous, _NONE
         found = signal.set_wakeup_fd(previous, warn_on_full_buffer=False)
-        if found != mine:
+        # asyncio's remove_signal_handler() leaves none behind: that is nobody's.
+        if found not in (mine, _NONE):
             signal.set_wakeup_fd(found, warn_on_full_buffer=False)
 
-    def abandon(self) -> None:
-        """In a forked child: signals of the child must not reach the parent's loop."""
-        if self._fd == _NONE:
-            return
+    def abandon(self, fd: int) -> None:
+        """In a forked child: its signals must not reach the parent's loop, whose descriptor ``fd`` is.
+
+        asyncio's add_signal_handler() sets it too, and only from 3.12 on asyncio unsets it in a child.
+        """
+        mine = self._fd
         self._fd = self._previous = _NONE
-        if threading.current_thread() is threading.main_thread():
-            signal.set_wakeup_fd(_NONE)
+        if not _in_main_thread():
+            return
+        found = signal.set_wakeup_fd(_NONE)
+        if found not in (mine, fd, _NONE):
+            signal.set_wakeup_fd(found, warn_on_full_buffer=False)
+
+
+def _in_main_thread() -> bool:
+    # current_thread() would make an object for a thread that threading does not know.
+    return threading.get_ident() == threading.main_thread().ident

@@ -206,6 +206,30 @@ class Core:
         """Have POLL records made for ``events`` (READABLE, WRITABLE; 0: none).  Returns 0 or an error code."""
         return errors.raise_if_refused(lib.vl_poll_events(self.pointer, key, events))
 
+    def signal_action(self, signum: int) -> bytes:
+        """Return what a signal does now (a ``struct sigaction``), for :meth:`open_signal`."""
+        action = ffi.new("char[]", lib.VL_ACTION_BYTES)
+        errors.check(lib.vl_signal_action(signum, action))
+        return bytes(ffi.buffer(action))
+
+    def open_signal(self, signum: int, previous: bytes) -> int:
+        """Have libuv catch a signal that Python has just taken; ``previous`` is its action before that.
+
+        Returns the key, or an error code: Python has the signal then, as before.
+        """
+        return errors.raise_if_refused(lib.vl_signal_open(self.pointer, signum, previous))
+
+    def retake_signal(self, key: int, previous: bytes) -> int:
+        """Take a signal back that Python has taken again.  Returns 0 or an error code: Python keeps it."""
+        return errors.raise_if_refused(lib.vl_signal_retake(self.pointer, key, previous))
+
+    def close_signal(self, key: int) -> int:
+        """Close a signal handle; what the signal does stays what it is now.  Returns 0 or an error code."""
+        if self.closed:
+            return 0
+        self.registry.owners.pop(key, None)
+        return int(lib.vl_signal_close(self.pointer, key))
+
     def open_selector(self, fd: int) -> int:
         """Watch the descriptor of a selector; returns the key."""
         return errors.check(lib.vl_selector_open(self.pointer, fd))

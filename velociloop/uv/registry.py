@@ -35,6 +35,10 @@ class Owner:
         has stopped."""
         raise NotImplementedError
 
+    def on_signal(self, signum: int) -> None:
+        """Signal ``signum`` was caught, once or more often."""
+        raise NotImplementedError
+
     def enter_anew(self) -> None:
         """The next call comes while one of this owner's callbacks is still running (a nested
         turn): its ``contextvars.Context`` cannot be entered twice, so a copy must take over."""

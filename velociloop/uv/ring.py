@@ -21,6 +21,7 @@ __all__ = [
     "RECORD",
     "SEGMENT_MASK",
     "SEGMENT_SHIFT",
+    "SIGNAL",
     "TAIL",
     "WRITE_DONE",
     "Ring",
@@ -30,6 +31,7 @@ READ: int = lib.VL_OP_READ
 WRITE_DONE: int = lib.VL_OP_WRITE_DONE
 ACCEPT: int = lib.VL_OP_ACCEPT
 POLL: int = lib.VL_OP_POLL
+SIGNAL: int = lib.VL_OP_SIGNAL
 
 HEAD: int = lib.VL_WORD_HEAD
 TAIL: int = lib.VL_WORD_TAIL

@@ -239,7 +239,14 @@ void vl_core_statistics(vl_core *core, vl_statistics *out) {
 /* -- fork ------------------------------------------------------------------------ */
 
 void vl_core_abandon(vl_core *core) {
+  uint32_t i;
+
   core->foreign = true;
+  if (core->closed)
+    return;
+  for (i = 0; i < core->slot_count; i++)
+    if (core->slots[i].handle != NULL && core->slots[i].handle->kind == VL_KIND_SIGNAL)
+      signal_abandon(core->slots[i].handle);
 }
 
 int vl_core_is_foreign(const vl_core *core) {

@@ -121,6 +121,7 @@ static int32_t failure_op(vl_kind kind) {
     return VL_OP_ACCEPT;
   case VL_KIND_POLL:
   case VL_KIND_SELECTOR:
+  case VL_KIND_SIGNAL: /* has no descriptor of its own */
     break;
   }
   return VL_OP_POLL;

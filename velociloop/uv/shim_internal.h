@@ -40,7 +40,7 @@ typedef struct vl_late {
   bool *used;               /* true while this is in the list; or NULL */
 } vl_late;
 
-typedef enum { VL_KIND_STREAM, VL_KIND_LISTENER, VL_KIND_SELECTOR, VL_KIND_POLL } vl_kind;
+typedef enum { VL_KIND_STREAM, VL_KIND_LISTENER, VL_KIND_SELECTOR, VL_KIND_POLL, VL_KIND_SIGNAL } vl_kind;
 
 struct vl_handle {
   vl_core *core;
@@ -58,6 +58,7 @@ struct vl_handle {
     uv_pipe_t pipe;
     uv_udp_t udp;
     uv_poll_t poll;
+    uv_signal_t signal;
   } uv;                     /* last: only the part of its type is allocated */
 };
 
@@ -187,6 +188,11 @@ int poll_new(vl_core *core, vl_kind kind, int fd, vl_handle **out);
 /* Starts it and gives it its key; on failure it is discarded. */
 int64_t poll_register(vl_handle *handle, int events, uv_poll_cb callback);
 
+/* -- signals (shim_signal.c) ---------------------------------------------------- */
+
+/* In a forked child: stops a signal handle.  The core need not be entered. */
+void signal_abandon(vl_handle *handle);
+
 /* -- the operating system (shim_os.c) ------------------------------------------- */
 
 /* The same file as a descriptor above 2, or an error; the given one is closed
@@ -200,6 +206,16 @@ int os_accept(int listener, void *address, size_t room, size_t *size);
 int os_shutdown_write(int fd);
 /* getsockname(2); returns the length. */
 int os_sockname(int fd, char *out, int room);
+/* What a signal does: read into, and set from, an object of VL_ACTION_BYTES. */
+int os_signal_action(int signum, void *out);
+int os_signal_set_action(int signum, const void *action);
+/* Whether it is neither SIG_DFL nor SIG_IGN. */
+bool os_signal_is_caught(const void *action);
+/* Whether both call the same function. */
+bool os_signal_is_same(const void *action, const void *other);
+/* Blocks all signals in this thread, and puts back what it did before. */
+int os_signals_block(void *before);
+int os_signals_restore(const void *before);
 /* Occupies descriptors 0-2 as far as they are free. */
 int os_hold_stdio(int held[3]);
 void os_release_stdio(int held[3]);

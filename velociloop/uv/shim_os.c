@@ -78,6 +78,40 @@ int os_replace_backend(uv_loop_t *loop, int above) {
   return UV_ENOTSUP;
 }
 
+/* "Signal handling on Windows" is uv_signal's alone. */
+int os_signal_action(int signum, void *out) {
+  (void)signum;
+  (void)out;
+  return 0;
+}
+
+int os_signal_set_action(int signum, const void *action) {
+  (void)signum;
+  (void)action;
+  return 0;
+}
+
+bool os_signal_is_caught(const void *action) {
+  (void)action;
+  return false;
+}
+
+bool os_signal_is_same(const void *action, const void *other) {
+  (void)action;
+  (void)other;
+  return false;
+}
+
+int os_signals_block(void *before) {
+  (void)before;
+  return 0;
+}
+
+int os_signals_restore(const void *before) {
+  (void)before;
+  return 0;
+}
+
 char *os_pages_new(size_t size) {
   return malloc(size);
 }
@@ -97,6 +131,7 @@ void os_pages_release(char *pages, size_t size) {
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -109,6 +144,45 @@ void os_pages_release(char *pages, size_t size) {
 
 static int failure(void) {
   return -errno; /* libuv's codes on Unix are the negated errno values */
+}
+
+_Static_assert(sizeof(struct sigaction) <= VL_ACTION_BYTES && sizeof(sigset_t) <= VL_ACTION_BYTES,
+               "VL_ACTION_BYTES must have room for what a signal does");
+
+int os_signal_action(int signum, void *out) {
+  return sigaction(signum, NULL, out) == 0 ? 0 : failure();
+}
+
+int os_signal_set_action(int signum, const void *action) {
+  return sigaction(signum, action, NULL) == 0 ? 0 : failure();
+}
+
+bool os_signal_is_caught(const void *action) {
+  struct sigaction held;
+
+  memcpy(&held, action, sizeof(held));
+  return held.sa_handler != SIG_DFL && held.sa_handler != SIG_IGN;
+}
+
+bool os_signal_is_same(const void *action, const void *other) {
+  struct sigaction one;
+  struct sigaction two;
+
+  memcpy(&one, action, sizeof(one));
+  memcpy(&two, other, sizeof(two));
+  return one.sa_handler == two.sa_handler;
+}
+
+int os_signals_block(void *before) {
+  sigset_t all;
+
+  if (sigfillset(&all) != 0)
+    return failure();
+  return -pthread_sigmask(SIG_SETMASK, &all, before); /* returns an errno value */
+}
+
+int os_signals_restore(const void *before) {
+  return -pthread_sigmask(SIG_SETMASK, before, NULL);
 }
 
 int os_close(int fd) {

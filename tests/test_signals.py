@@ -308,6 +308,7 @@ async def test_ten_thousand_signals() -> None:
         assert loop.statistics().handles == 0  # type: ignore[attr-defined]
 
 
+@pytest.mark.ours("asyncio complains of its full wakeup descriptor")
 async def test_a_storm_from_threads() -> None:
     """Pending signals of one number merge in the kernel; at least one comes, and no more than were sent."""
     loop = asyncio.get_running_loop()

@@ -20,6 +20,7 @@ name                                    module              checked on
 ``MAXIMUM_SELECT_TIMEOUT``              asyncio.base_events 3.11 - 3.14, PyPy 3.11
 ``_MIN_SCHEDULED_TIMER_HANDLES``        asyncio.base_events 3.11 - 3.14, PyPy 3.11
 ``_MIN_CANCELLED_TIMER_HANDLES_...``    asyncio.base_events 3.11 - 3.14, PyPy 3.11
+``new_event_loop``, as Runner finds it  asyncio.events      3.11 - 3.14, PyPy 3.11
 ======================================  ==================  =====================
 
 Attributes and methods of ``asyncio.SelectorEventLoop`` that :class:`velociloop.Loop`
@@ -31,8 +32,9 @@ overrides or reads: ``_selector``, ``_ready``, ``_scheduled``, ``_stopping``, ``
 ``_check_running``.
 """
 
+import asyncio
 import inspect
-from asyncio import base_events, constants, futures, sslproto, transports, trsock
+from asyncio import base_events, constants, events, futures, sslproto, transports, trsock
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -49,13 +51,13 @@ __all__ = [
     "SSLProtocol",
     "SelectorEventLoop",
     "TransportSocket",
+    "replace_new_event_loop",
     "server_attach",
     "server_detach",
     "set_result_unless_cancelled",
 ]
 
 if TYPE_CHECKING:
-    import asyncio
     import collections
     import socket
 
@@ -130,3 +132,8 @@ def server_detach(server: Any, transport: Any) -> None:
         server._detach(transport)
     else:
         server._detach()
+
+
+def replace_new_event_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Make ``factory`` asyncio's ``new_event_loop()``, for its users and for asyncio's own runners."""
+    asyncio.new_event_loop = events.new_event_loop = factory

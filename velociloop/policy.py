@@ -5,12 +5,14 @@ somebody asks for it, and the interpreter's own deprecation warnings go out as t
 """
 
 import asyncio
+import warnings
 from functools import lru_cache
 from typing import Any
 
-from .loop import Loop
+from ._compat import replace_new_event_loop
+from .loop import Loop, new_event_loop
 
-__all__ = ["event_loop_policy", "install"]
+__all__ = ["event_loop_policy", "install", "replace_default_loop"]
 
 _INSTEAD = (
     "this Python has no event loop policies; use velociloop.run(main()) or "
@@ -45,3 +47,20 @@ def install() -> None:
     """
     policy = event_loop_policy()
     asyncio.set_event_loop_policy(policy())
+
+
+def replace_default_loop() -> None:
+    """Have asyncio make velociloop's loops wherever a program does not say which, and warn nobody.
+
+    For programs that are not ours: ``install()`` where asyncio has policies, its ``new_event_loop()`` replaced
+    where it has none.  A loop factory, or a policy that is set later, takes precedence as ever.
+    """
+    with warnings.catch_warnings():
+        # The program has not asked for policies, so that they will be removed is none of its business.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            policy = event_loop_policy()
+        except AttributeError:
+            replace_new_event_loop(new_event_loop)
+        else:
+            asyncio.set_event_loop_policy(policy())

@@ -133,7 +133,7 @@ def _run_module(name: str, arguments: list[str]) -> None:
 def _run_script(path: str, arguments: list[str]) -> None:
     sys.argv = [path, *arguments]
     # Not os.path.abspath(), which the interpreter does not use either: "link/../script.py" is not "script.py".
-    absolute = os.path.join(os.getcwd(), path)
+    absolute = os.getcwd() if path == "." else os.path.join(os.getcwd(), path)
     if pkgutil.get_importer(absolute) is not None:
         # A directory or a zip file: it is put onto the path even if the script's directory would not be.
         sys.path[:] = [absolute, *sys.path[0 if sys.flags.safe_path else 1 :]]
@@ -165,19 +165,21 @@ def _cannot_open(path: str, error: OSError) -> NoReturn:
 
 
 def _run_string(source: str, arguments: list[str]) -> None:
-    _run_source("-c", source, "<string>", arguments)
+    _run_source("-c", source, "<string>", arguments, {})
 
 
 def _run_standard_input(arguments: list[str]) -> None:
-    _run_source("-", sys.stdin.buffer.read(), "<stdin>", arguments)
+    _run_source("-", sys.stdin.buffer.read(), "<stdin>", arguments, {"__file__": "<stdin>", "__cached__": None})
 
 
-def _run_source(name: str, source: str | bytes, filename: str, arguments: list[str]) -> None:
-    """Run ``source``, which is in no file; ``name`` is its ``sys.argv[0]``."""
+def _run_source(
+    name: str, source: str | bytes, filename: str, arguments: list[str], further: dict[str, str | None]
+) -> None:
+    """Run ``source``, which is in no file; ``name`` is its ``sys.argv[0]``, ``further`` are names that it finds."""
     sys.argv = [name, *arguments]
     _replace_first_path("")
     namespace = _main_namespace()
-    namespace.update(__loader__=importlib.machinery.BuiltinImporter, __package__=None, __spec__=None)
+    namespace.update(__loader__=importlib.machinery.BuiltinImporter, __package__=None, __spec__=None, **further)
     _execute(lambda: compile(source, filename, "exec", dont_inherit=True), namespace)
 
 
@@ -239,7 +241,9 @@ def _show_frames(error: BaseException, shown: TracebackType | None) -> None:
     The exception itself must leave through the interpreter, which exits by SIGINT for a KeyboardInterrupt and would
     add the frames again.  The hook is put around the program's as late as possible, and removes itself.
     """
-    program_hook = sys.excepthook
+    program_hook = getattr(sys, "excepthook", None)
+    if program_hook is None:
+        return
 
     def hook(kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
         sys.excepthook = program_hook

@@ -1,4 +1,7 @@
-"""`python -m velociloop` in a terminal: Ctrl-C, Ctrl-D, history; `python -m asyncio`, whose REPL it is, is the oracle."""
+"""`python -m velociloop` without a program: in a terminal (Ctrl-C, Ctrl-D, history), and with its input from a pipe.
+
+`python -m asyncio`, whose REPL it is, is the oracle.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from pathlib import Path
 
 import pytest
 from support import HANG_S, until_blocked
-from test_main_module import environment
+from test_main_module import OUR_LOOP, OURS, THEIR_LOOP, environment, python, write
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and terminals")
 
 CTRL_C, CTRL_D, CTRL_P, ENTER = "\x03", "\x04", "\x10", "\r"
 
@@ -176,3 +179,43 @@ def test_repl_exit_status(start: Callable[[], Terminal]) -> None:
     terminal = start()
     terminal.type("exit(3)" + ENTER)
     assert terminal.end()[0] == 3
+
+
+# -- without a terminal
+
+PIPED = """\
+type(asyncio.get_event_loop()).__name__
+await asyncio.sleep(0, "awaited")
+async def double(n):
+    await asyncio.sleep(0)
+    return 2 * n
+
+await asyncio.gather(*map(double, range(3)))
+print(__name__, __import__("sys").argv[1:])
+1 / 0
+"""
+
+
+@pytest.mark.ours("the command line is")
+@pytest.mark.parametrize("end", ["", "exit(3)\n", "raise SystemExit('bye')\n", "await asyncio.sleep(0); exit(4)\n"])
+def test_repl_with_piped_code(tmp_path: Path, end: str) -> None:
+    write(tmp_path, "startup.py", "print('started up')\n")
+    options = {"source": PIPED + end, "PYTHONSTARTUP": "startup.py"}
+    status, output, errors = python(tmp_path, "-m", "asyncio", **options)
+    assert f"'{THEIR_LOOP}'" in output + errors
+    versions, _, rest = (ours := python(tmp_path, *OURS, **options))[2].partition("\n")
+    assert (ours[0], ours[1], rest) == (
+        status,
+        output.replace(THEIR_LOOP, OUR_LOOP),
+        errors.replace(THEIR_LOOP, OUR_LOOP),
+    )
+    assert versions + "\n" == python(tmp_path, *OURS, "--version")[1]
+
+
+@pytest.mark.ours("the command line is")
+def test_repl_has_the_package(tmp_path: Path) -> None:
+    source = "print(await asyncio.sleep(0, velociloop.__name__))\n"
+    status, output, errors = python(tmp_path, "-q", *OURS, source=source)
+    assert status == 0
+    assert "velociloop\n" in output
+    assert "velociloop" not in errors  # -q: no versions either

@@ -16,6 +16,7 @@ from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
 from .scheduling.turn import run_once
 from .scheduling.wakeup import SignalWakeup
+from .transports.pipe import ReadPipeTransport, WritePipeTransport
 from .uv.core import Core, Statistics, stdio_held
 from .uv.selector import Selector
 
@@ -256,6 +257,16 @@ class Loop(SelectorEventLoop):
         )
         streams.make_socket_transport(self, rawsock, tls, None, extra, server)
         return tls._app_transport
+
+    # -- pipes --------------------------------------------------------------------------
+
+    def _make_read_pipe_transport(self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None) -> Any:
+        return ReadPipeTransport(self, self.core, pipe, protocol, waiter, extra)
+
+    def _make_write_pipe_transport(self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None) -> Any:
+        return WritePipeTransport(self, self.core, pipe, protocol, waiter, extra)
+
+    # -- servers ------------------------------------------------------------------------
 
     async def create_server(self, *args: Any, start_serving: bool = True, **kwargs: Any) -> Any:
         """See ``asyncio.loop.create_server``.  Cancelled, it leaves no server behind."""

@@ -31,6 +31,7 @@ extern const test_case timer_tests[];
 extern const test_case descriptor_tests[];
 extern const test_case closed_descriptor_tests[];
 extern const test_case fork_tests[];
+extern const test_case reader_tests[];
 extern const test_case signal_tests[];
 
 /* Longest life of a test's process and of each child that it forks. */

@@ -25,6 +25,7 @@ static const struct {
     {"descriptors", descriptor_tests},
     {"closed descriptors", closed_descriptor_tests},
     {"fork", fork_tests},
+    {"reader", reader_tests},
     {"signal", signal_tests},
 };
 

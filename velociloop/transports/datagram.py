@@ -93,17 +93,20 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
         if self._reading is not _ACTIVE or self._held:
             self._hold(item)
             return
-        self._read_context.run(self._deliver_item, item)  # type: ignore[union-attr]  # by _begin_reading()
+        self._deliver_item(item)
 
     def _deliver_item(self, item: tuple[bytes, Any] | OSError | RuntimeError) -> None:
         """Hand over a datagram and its sender, or what the network had to say about an earlier one."""
         protocol = self._protocol
-        callback = protocol.datagram_received if type(item) is tuple else protocol.error_received
+        context: contextvars.Context = self._read_context  # type: ignore[assignment]  # by _begin_reading()
+        callback: Any = None
         try:
             if type(item) is tuple:
-                callback(*item)
+                callback = protocol.datagram_received
+                context.run(callback, *item)
             else:
-                callback(item)
+                callback = protocol.error_received
+                context.run(callback, item)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
@@ -111,6 +114,7 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
 
     def _report(self, callback: Any, exc: BaseException) -> None:
         # asyncio calls the protocol from a reader's Handle, which reports so; the transport stays open.
+        # A nested turn in the callback may have closed it meanwhile.
         loop = self._loop if self._loop is not None else asyncio.get_running_loop()
         name = getattr(callback, "__qualname__", repr(callback))
         loop.call_exception_handler(
@@ -151,8 +155,7 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
                 return  # the socket closes before there is room again
             receiver = self._receiver(addr)
             if receiver is None:
-                info = self._info
-                receiver = sockaddr.resolve(info.family, info.type, info.proto, addr)
+                receiver = sockaddr.resolve(self._family, addr)
         except OSError as exc:
             self._protocol.error_received(exc)
             return

@@ -56,8 +56,8 @@ class SocketTransport(FlowControlMixin, Owner):
     transport.
 
     The subclass must provide ``_start_receiving()`` and ``_stop_receiving()``, which tell the shim,
-    ``_deliver_item(item)`` for what :attr:`_held` kept, ``_force_close(exc)`` and ``_write_state()``; it ends its
-    own ``__init__`` with :meth:`_open`.
+    ``_deliver_item(item)``, which delivers what :attr:`_held` kept in the readers' context, ``_force_close(exc)``
+    and ``_write_state()``; it ends its own ``__init__`` with :meth:`_open`.
     """
 
     _read_error = "Fatal read error on socket transport"
@@ -283,12 +283,7 @@ class SocketTransport(FlowControlMixin, Owner):
         self._held.append(item)
 
     def _deliver_held_soon(self) -> None:
-        self._loop.call_soon(self._deliver_held_in_context)
-
-    def _deliver_held_in_context(self) -> None:
-        # The readers' own, looked up late: enter_anew() may have put another in its place.
-        if self._read_context is not None:
-            self._read_context.run(self._deliver_held)
+        self._loop.call_soon(self._deliver_held)
 
     def _deliver_held(self) -> None:
         while self._held and self._phase is _OPEN and self._reading is _ACTIVE:

@@ -113,7 +113,8 @@ class StreamTransport(SendingSide):
         self._read_context.run(self._deliver, item)  # type: ignore[union-attr]
 
     def _deliver_item(self, item: bytes | int) -> None:
-        self._deliver(memoryview(item) if isinstance(item, bytes) else item)
+        view = memoryview(item) if isinstance(item, bytes) else item
+        self._read_context.run(self._deliver, view)  # type: ignore[union-attr]  # by _begin_reading()
 
     def _deliver(self, item: memoryview | int) -> None:
         """Hand over what was received: bytes, or the code of an error or of the end."""

@@ -5,11 +5,11 @@ flowinfo, scope_id)`` for AF_INET6 (since 3.7 the host carries no ``%scope``), a
 abstract ``bytes`` name for AF_UNIX.
 """
 
-import errno
 import os
 import socket
 import struct
 from functools import lru_cache
+from operator import index
 from typing import Any
 
 from .._platform import AF_UNIX, SOCKADDR_HAS_LENGTH
@@ -96,15 +96,24 @@ def _family_bytes(family: int, size: int) -> bytes:
     return bytes((size, family)) if SOCKADDR_HAS_LENGTH else _FAMILY.pack(family)
 
 
-def resolve(family: int, kind: int, proto: int, address: Any) -> bytes:
-    """Return the ``struct sockaddr`` of whatever ``socket.connect`` takes for an address.
+def resolve(family: int, address: Any) -> bytes:
+    """Return the ``struct sockaddr`` of any address, names looked up here and now, as ``socket.sendto`` does.
 
-    Raises what it raises.  A datagram socket that connects sends nothing.  Names are looked up here and now.
+    Raises OSError (``gaierror``) for an unknown name, TypeError or OverflowError for what is no address.
     """
-    with socket.socket(family, kind, proto) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        probe.connect(address)
-        raw = encode(family, *probe.getpeername())
+    if not isinstance(address, tuple) or not 2 <= len(address) <= (2 if family == socket.AF_INET else 4):
+        raise TypeError(f"the address must be a tuple (host, port[, flowinfo, scope_id]), not {address!r}")
+    host, port, *rest = address
+    if not isinstance(host, (str, bytes, bytearray)):
+        raise TypeError(f"the host must be str, bytes or bytearray, not {type(host).__name__}")
+    numbers = [index(number) for number in (port, *rest)]
+    if host == "<broadcast>" and family == socket.AF_INET:
+        host = "255.255.255.255"
+    name = host if isinstance(host, str) else bytes(host)
+    flags = 0 if name else socket.AI_PASSIVE
+    found = socket.getaddrinfo(name or None, 0, family, socket.SOCK_DGRAM, 0, flags)[0][4][0]
+    # Of a zone in the name "sendto" makes nothing: scope_id says it, or it is 0.
+    raw = encode(family, str(found).partition("%")[0], *numbers)
     if raw is None:
-        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        raise OverflowError(f"port, flowinfo or scope_id is out of range: {address!r}")
     return raw

@@ -254,7 +254,6 @@ async def test_what_waits_is_sent_in_order() -> None:
             transport.sendto(b"3", ("localhost", peer.getsockname()[1]))
             assert transport.get_write_buffer_size() == 3 + 3 * HEADER
             assert "write=<polling" in repr(transport)
-            del transport._send  # the slot is empty now:
             transport._send = transport._core.send_datagram
             transport.sendto(b"4", peer.getsockname())
             assert await asyncio.to_thread(received, peer, 4) == [b"1", b"2", b"3", b"4"]
@@ -369,6 +368,39 @@ async def test_errors_of_what_waits(handler_calls: HandlerCalls) -> None:
             assert isinstance(handler_calls.take()["exception"], ZeroDivisionError)
             assert transport.get_write_buffer_size() == 0
             assert not transport.is_closing()
+
+
+@pytest.mark.ours("the kernel's answer is put into velociloop's transport")
+async def test_what_error_received_sends_is_sent_once() -> None:
+    class Answering(DatagramRecorder):
+        def error_received(self, exc: Exception) -> None:
+            super().error_received(exc)
+            self.transport.sendto(b"once")
+
+    with udp_socket() as peer:
+        async with endpoint(Answering, remote_addr=peer.getsockname()) as (transport, protocol):
+            no_room(transport)
+            transport.sendto(bytes(70000))
+            await protocol.error()
+            await turns(5)
+            assert received(peer, 1) == [b"once"]
+            peer.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                peer.recv(1)
+
+
+@pytest.mark.ours("the kernel's answer is put into velociloop's transport")
+async def test_sending_after_abort_does_not_wait_for_what_it_dropped() -> None:
+    with udp_socket() as peer:
+        async with endpoint() as (transport, _):
+            no_room(transport)
+            transport.sendto(b"1", peer.getsockname())
+            transport.sendto(b"2", peer.getsockname())
+            transport.abort()
+            assert transport.get_write_buffer_size() == 0
+            transport._send = transport._core.send_datagram
+            transport.sendto(b"last words", peer.getsockname())
+            assert received(peer, 2) == [b"1", b"last words"]  # the first was with libuv already
 
 
 @pytest.mark.ours("the kernel's answer is put into velociloop's transport")

@@ -177,7 +177,8 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
 
     def _send_now(self, data: bytes | bytearray | memoryview, addr: Any) -> int:
         """Send one datagram: EAGAIN if there is no room; raises what ``socket.sendto`` would."""
-        receiver = self._receiver(addr)
+        # After abort() libuv may still hold what was dropped, and takes no other before that.
+        receiver = self._receiver(addr) if self._phase is not _LOST else None
         if type(data) is not bytes:
             if isinstance(data, memoryview) and not data.c_contiguous:
                 receiver = None

@@ -8,6 +8,7 @@ import gc
 import os
 import resource
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -406,6 +407,7 @@ def collect(holder: list[Any]) -> None:
     gc.collect()
 
 
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy collects when it sees fit")
 def test_a_transport_left_open_warns_once_its_loop_is_closed(loop_factory: Callable[[], Loop]) -> None:
     loop = loop_factory()
     transport = loop.run_until_complete(make(local_addr=(LOCALHOST, 0)))[0]

@@ -98,33 +98,33 @@ async def test_addresses_that_only_the_socket_module_knows(host: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "error"),
+    "address",
     [
-        (None, TypeError),
-        ("127.0.0.1", TypeError),
-        ((LOCALHOST,), TypeError),
-        ((LOCALHOST, "9"), TypeError),
-        ((LOCALHOST, 9.0), TypeError),
-        ((LOCALHOST, 9, 0), TypeError),
-        ((LOCALHOST, 9, 0, 0), TypeError),
-        ((LOCALHOST, 65536), OverflowError),
-        ((LOCALHOST, -1), OverflowError),
-        ((None, 9), TypeError),
-        (7, TypeError),
+        None,
+        LOCALHOST,
+        (LOCALHOST,),
+        (LOCALHOST, "9"),
+        (LOCALHOST, 9.0),
+        (LOCALHOST, 9, 0),
+        (LOCALHOST, 9, 0, 0),
+        (LOCALHOST, 65536),
+        (LOCALHOST, -1),
+        (None, 9),
+        7,
     ],
 )
-async def test_what_is_no_address(address: Any, error: type[Exception], handler_calls: HandlerCalls) -> None:
-    """As any error but OSError, it ends the transport."""
-    with udp_socket() as peer:
-        async with endpoint() as (transport, protocol):
-            transport.sendto(b"x", (LOCALHOST, 9))  # 9 is known by now, 9.0 is not
-            transport.sendto(b"x", address)
-            call = handler_calls.take()
-            assert call["message"] == "Fatal write error on datagram transport"
-            assert type(call["exception"]) is error
-            assert transport.is_closing()
-            assert await in_time(protocol.lost) is call["exception"]
-            assert peer.getsockname()
+async def test_what_is_no_address(address: Any, handler_calls: HandlerCalls) -> None:
+    """As any error but OSError, it ends the transport; which it is, the interpreter's socket module says."""
+    with udp_socket() as peer, pytest.raises((TypeError, OverflowError, ValueError)) as expected:
+        peer.sendto(b"x", address)
+    async with endpoint() as (transport, protocol):
+        transport.sendto(b"x", (LOCALHOST, 9))  # 9 is known by now, 9.0 is not
+        transport.sendto(b"x", address)
+        call = handler_calls.take()
+        assert call["message"] == "Fatal write error on datagram transport"
+        assert type(call["exception"]) is expected.type
+        assert transport.is_closing()
+        assert await in_time(protocol.lost) is call["exception"]
 
 
 async def test_a_host_of_another_family() -> None:

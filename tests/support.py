@@ -18,7 +18,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -330,6 +330,89 @@ async def pair(
             server.close()
             await closed(client.transport)
             await closed(far.transport)
+
+
+# Datagrams
+
+
+class DatagramRecorder(asyncio.DatagramProtocol):
+    """A protocol that writes down its callbacks: ``made``, ``pause``, ``resume``, ``lost``, and what came."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.events: list[str] = []
+        self.received: list[tuple[bytes, Any]] = []
+        self.errors: list[Exception] = []
+        self.transport: Any = None
+        self.lost: asyncio.Future[BaseException | None] = loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.events.append("made")
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        assert type(data) is bytes
+        self.received.append((data, addr))
+
+    def error_received(self, exc: Exception) -> None:
+        assert isinstance(exc, OSError)
+        self.errors.append(exc)
+
+    def pause_writing(self) -> None:
+        self.events.append("pause")
+
+    def resume_writing(self) -> None:
+        self.events.append("resume")
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.events.append("lost")
+        self.lost.set_result(exc)
+
+    @property
+    def payloads(self) -> list[bytes]:
+        return [data for data, _ in self.received]
+
+    async def count(self, number: int) -> list[bytes]:
+        """Wait for `number` datagrams in all, and give their data."""
+        await until(lambda: len(self.received) >= number)
+        return self.payloads
+
+    async def error(self, number: int = 1) -> Exception:
+        """Wait for the error of this number."""
+        await until(lambda: len(self.errors) >= number)
+        return self.errors[number - 1]
+
+
+class DatagramEcho(DatagramRecorder):
+    """A `DatagramRecorder` that sends back what it receives."""
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        super().datagram_received(data, addr)
+        self.transport.sendto(data, addr)
+
+
+@contextlib.asynccontextmanager
+async def endpoint(
+    protocol_factory: Callable[[], Any] = DatagramRecorder, **options: Any
+) -> AsyncIterator[tuple[Any, Any]]:
+    """A datagram transport and its protocol; without `options` on a free loopback port. Closed at exit."""
+    if not options:
+        options = {"local_addr": (LOCALHOST, 0)}
+    transport, protocol = await asyncio.get_running_loop().create_datagram_endpoint(protocol_factory, **options)
+    try:
+        yield transport, protocol
+    finally:
+        await closed(transport)
+
+
+@contextlib.contextmanager
+def udp_socket(host: str = LOCALHOST) -> Iterator[socket.socket]:
+    """A blocking UDP socket on a free port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(HANG_S)
+        sock.bind((host, 0))
+        yield sock
 
 
 # Child processes

@@ -265,6 +265,20 @@ def test_unix_server() -> None:
         assert os.listdir(folder) == []
 
 
+def test_udp_echo() -> None:
+    with running("udp_echo", "--port", "0") as example:
+        host, port = example.address()
+        for _ in range(3):
+            with running("udp_echo", "--port", str(port), "--send", "hello") as client:
+                client.line(r"^received b'hello'$")
+                client.ends()
+            example.line(rf"^5 bytes from {re.escape(host)}:\d+$")
+        example.stop()
+    with running("udp_echo", "--port", str(port), "--send", "hello") as client:
+        assert client.process.wait(HANG_S) == 1
+    assert re.match(rf"no echo from 127\.0\.0\.1:{port}: \[Errno \d+\] Connection refused\n$", client.errors)
+
+
 def test_policy_switch() -> None:
     with running("policy_switch") as example:
         example.line(r"^asyncio.set_event_loop_policy\(None\) +main\(\) ran on asyncio$")

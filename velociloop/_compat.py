@@ -16,6 +16,7 @@ name                                    module              checked on
 ``SSLProtocol``                         asyncio.sslproto    3.11 - 3.14, PyPy 3.11
 ``TransportSocket``                     asyncio.trsock      3.11 - 3.14, PyPy 3.11
 ``_set_result_unless_cancelled``        asyncio.futures     3.11 - 3.14, PyPy 3.11
+``_SelectorDatagramTransport``          asyncio.selector_events  3.11 - 3.14, PyPy 3.11
 ``Server._attach`` / ``_detach``        asyncio.base_events 3.11 (no argument), 3.12+
 ``MAXIMUM_SELECT_TIMEOUT``              asyncio.base_events 3.11 - 3.14, PyPy 3.11
 ``_MIN_SCHEDULED_TIMER_HANDLES``        asyncio.base_events 3.11 - 3.14, PyPy 3.11
@@ -28,23 +29,25 @@ overrides or reads: ``_selector``, ``_ready``, ``_scheduled``, ``_stopping``, ``
 ``_clock_resolution``, ``_timer_cancelled_count``, ``_transports``, ``_signal_handlers``,
 ``_csock``, ``_run_once``, ``_process_events``, ``_write_to_self``, ``_make_self_pipe``,
 ``_close_self_pipe``, ``_make_socket_transport``, ``_make_ssl_transport``,
-``_start_serving``, ``_stop_serving``, ``_ensure_fd_no_transport``, ``_check_closed``,
-``_check_running``.
+``_make_datagram_transport``, ``_start_serving``, ``_stop_serving``, ``_ensure_fd_no_transport``,
+``_check_closed``, ``_check_running``.
 """
 
 import asyncio
 import inspect
-from asyncio import base_events, constants, events, futures, sslproto, transports, trsock
+from asyncio import base_events, constants, events, futures, selector_events, sslproto, transports, trsock
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 __all__ = [
     "ACCEPT_RETRY_DELAY",
+    "DATAGRAM_HEADER_BYTES",
     "LOG_THRESHOLD_FOR_CONNLOST_WRITES",
     "MAXIMUM_SELECT_TIMEOUT",
     "MIN_CANCELLED_TIMER_HANDLES_FRACTION",
     "MIN_SCHEDULED_TIMER_HANDLES",
     "SENDFILE_TRY_NATIVE",
+    "SENDS_EMPTY_DATAGRAMS",
     "SSL_HANDSHAKE_TIMEOUT",
     "SSL_SHUTDOWN_TIMEOUT",
     "FlowControlMixin",
@@ -94,6 +97,9 @@ if TYPE_CHECKING:
         def _check_running(self) -> None: ...
         def _process_events(self, event_list: Any) -> None: ...
         def _stop_serving(self, sock: socket.socket) -> None: ...
+        def _make_datagram_transport(
+            self, sock: Any, protocol: Any, address: Any = None, waiter: Any = None, extra: Any = None
+        ) -> Any: ...
         def _make_self_pipe(self) -> None: ...
         def _close_self_pipe(self) -> None: ...
 
@@ -137,3 +143,31 @@ def server_detach(server: Any, transport: Any) -> None:
 def replace_new_event_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
     """Make ``factory`` asyncio's ``new_event_loop()``, for its users and for asyncio's own runners."""
     asyncio.new_event_loop = events.new_event_loop = factory
+
+
+_DatagramTransport: Any = cast(Any, selector_events)._SelectorDatagramTransport
+
+
+def _sends_empty_datagrams() -> bool:
+    # Asked of the transport itself, on a socket that only counts.
+    class Counter:
+        sent = 0
+
+        def sendto(self, data: bytes, addr: Any) -> None:
+            self.sent += 1
+
+    counter = Counter()
+    transport = _DatagramTransport.__new__(_DatagramTransport)
+    transport._address, transport._conn_lost, transport._buffer = None, 0, ()
+    transport._extra = {"peername": None}
+    transport._sock = counter
+    transport.sendto(b"", None)
+    transport._sock = None  # its __del__ warns of an open one
+    return counter.sent == 1
+
+
+#: 3.11's and 3.12's datagram transports drop empty datagrams without a word.
+SENDS_EMPTY_DATAGRAMS: bool = _sends_empty_datagrams()
+#: What a datagram that waits counts besides its bytes, so that empty ones fill the buffer too; the first
+#: releases of 3.13 add it as a literal, later ones have a name for it.
+DATAGRAM_HEADER_BYTES: int = getattr(_DatagramTransport, "_header_size", 8 if SENDS_EMPTY_DATAGRAMS else 0)

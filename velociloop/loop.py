@@ -11,7 +11,7 @@ from typing import Any, TypeVarTuple
 
 from ._compat import SSL_HANDSHAKE_TIMEOUT, SSL_SHUTDOWN_TIMEOUT, SelectorEventLoop
 from ._platform import at_fork
-from .api import resolve, serve, signals, streams
+from .api import datagrams, resolve, serve, signals, streams
 from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
 from .scheduling.turn import run_once
@@ -225,6 +225,22 @@ class Loop(SelectorEventLoop):
         """See ``asyncio.loop.connect_accepted_socket``."""
         with self._given_by_user(sock):
             return await super().connect_accepted_socket(protocol_factory, sock, **kwargs)
+
+    async def create_datagram_endpoint(
+        self, protocol_factory: Any, *args: Any, sock: Any = None, **kwargs: Any
+    ) -> Any:
+        """See ``asyncio.loop.create_datagram_endpoint``."""
+        if sock is None:
+            return await super().create_datagram_endpoint(protocol_factory, *args, **kwargs)
+        with self._given_by_user(sock):
+            return await super().create_datagram_endpoint(protocol_factory, *args, sock=sock, **kwargs)
+
+    def _make_datagram_transport(
+        self, sock: Any, protocol: Any, address: Any = None, waiter: Any = None, extra: Any = None
+    ) -> Any:
+        if not datagrams.is_for_libuv(sock):
+            return super()._make_datagram_transport(sock, protocol, address, waiter, extra)
+        return datagrams.make_datagram_transport(self, sock, protocol, address, waiter, extra)
 
     def _make_socket_transport(
         self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, server: Any = None

@@ -21,6 +21,7 @@ int __real_madvise(void *address, size_t size, int advice);
 int __real_ioctl(int fd, unsigned long request, void *argument);
 int __real_accept4(int fd, struct sockaddr *address, socklen_t *size, int flags);
 int __real_epoll_create1(int flags);
+ssize_t __real_sendmsg(int fd, const struct msghdr *message, int flags);
 ssize_t __real_writev(int fd, const struct iovec *buffers, int count);
 int __real_epoll_pwait(int fd, struct epoll_event *events, int count, int timeout, const sigset_t *mask);
 int __real_timerfd_settime(int fd, int flags, const struct itimerspec *value, struct itimerspec *old);
@@ -34,6 +35,7 @@ int __wrap_madvise(void *address, size_t size, int advice);
 int __wrap_ioctl(int fd, unsigned long request, ...);
 int __wrap_accept4(int fd, struct sockaddr *address, socklen_t *size, int flags);
 int __wrap_epoll_create1(int flags);
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags);
 ssize_t __wrap_writev(int fd, const struct iovec *buffers, int count);
 int __wrap_epoll_pwait(int fd, struct epoll_event *events, int count, int timeout, const sigset_t *mask);
 int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *value, struct itimerspec *old);
@@ -99,6 +101,16 @@ int __wrap_accept4(int fd, struct sockaddr *address, socklen_t *size, int flags)
   if (error == 0)
     return __real_accept4(fd, address, size, flags);
   faults.accept_error_next++;
+  errno = error;
+  return -1;
+}
+
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags) {
+  int error = faults.sendmsg_errors[faults.sendmsg_error_next];
+
+  if (error == 0)
+    return __real_sendmsg(fd, message, flags);
+  faults.sendmsg_error_next++;
   errno = error;
   return -1;
 }

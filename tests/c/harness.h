@@ -25,6 +25,7 @@ typedef struct {
 extern const test_case ring_tests[];
 extern const test_case stream_tests[];
 extern const test_case write_tests[];
+extern const test_case udp_tests[];
 extern const test_case listener_tests[];
 extern const test_case thread_tests[];
 extern const test_case timer_tests[];

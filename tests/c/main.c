@@ -19,6 +19,7 @@ static const struct {
     {"ring", ring_tests},
     {"stream", stream_tests},
     {"write", write_tests},
+    {"udp", udp_tests},
     {"listener", listener_tests},
     {"threads", thread_tests},
     {"timer", timer_tests},

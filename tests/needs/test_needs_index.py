@@ -25,6 +25,7 @@ NEEDS = {
     17: "call_soon_threadsafe from threads, signal handlers and finalizers",
     18: "TLS ends: no linger, no hang",
     19: "isinstance of Transport, Handle, TransportSocket",
+    20: "zones of IPv6 addresses",
     21: "debug mode in asyncio's words",
     22: "interrupts from any callback",
     23: "exceptions of a protocol reach the handler",

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from ..transports.endpoint import SocketInfo
 from ..transports.listener import Listener
-from ..transports.stream import SocketInfo
 from .streams import make_accepted_transport, stream_kind
 
 __all__ = ["start_serving", "started", "stop_serving"]

@@ -11,9 +11,11 @@ from functools import partial
 from typing import Any
 
 from .._compat import SSLProtocol
-from .._platform import AF_UNIX, duplicate_socket
-from ..transports.stream import SocketInfo, StreamTransport
+from .._platform import AF_UNIX
+from ..transports.endpoint import SocketInfo
+from ..transports.stream import StreamTransport
 from ..uv import core as _core, sockaddr
+from .sockets import name_or_none, take_descriptor
 
 __all__ = ["make_accepted_transport", "make_socket_transport", "make_tls_protocol", "stream_kind"]
 
@@ -21,13 +23,6 @@ __all__ = ["make_accepted_transport", "make_socket_transport", "make_tls_protoco
 def stream_kind(sock: socket.socket) -> int:
     """Return which libuv handle type serves this socket's family."""
     return _core.STREAM_PIPE if sock.family == AF_UNIX else _core.STREAM_TCP
-
-
-def _address(getter: Any) -> Any:
-    try:
-        return getter()
-    except OSError:
-        return None
 
 
 def make_socket_transport(
@@ -38,29 +33,16 @@ def make_socket_transport(
     extra: dict[str, Any] | None = None,
     server: Any = None,
 ) -> StreamTransport:
-    """Return a transport on the connected socket ``sock``.
-
-    A socket that the loop made itself is emptied (``detach``): libuv owns its file. One that the
-    user gave (see :meth:`velociloop.Loop.create_connection`) stays usable until the transport
-    closes it; libuv gets a duplicate, since the user may close theirs at any time and libuv aborts when a
-    descriptor goes away under it (H6).
-    """
+    """Return a transport on the connected socket ``sock``; see ``take_descriptor()`` for what becomes of it."""
     loop._ensure_fd_no_transport(sock)
     extra = dict(extra or {})
-    extra["sockname"] = _address(sock.getsockname)
+    extra["sockname"] = name_or_none(sock.getsockname)
     if "peername" not in extra:
-        extra["peername"] = _address(sock.getpeername)
+        extra["peername"] = name_or_none(sock.getpeername)
     info = SocketInfo(sock)
     kind = stream_kind(sock)
-    given = loop.is_user_socket(sock)
-    fd = sock.fileno() if given else sock.detach()
-    if type(fd) is not int:
-        # A mock passes for the number 1 in C, and libuv would take over standard output.
-        raise TypeError(f"the socket's descriptor is not an integer: {fd!r}")
-    if given:
-        fd = duplicate_socket(fd)
+    fd, user_sock = take_descriptor(loop, sock)
     key = loop.core.open_stream(kind, fd)
-    user_sock = sock if given else None
     try:
         return StreamTransport(
             loop, loop.core, loop.scope, key, info, protocol, waiter, extra, server, user_sock=user_sock
@@ -84,7 +66,7 @@ def make_accepted_transport(
     if info.family not in sockaddr.DECODABLE:
         fd = loop.core.fileno(key)
         asking = socket.socket(info.family, info.type, info.proto, fileno=fd)
-        extra = {"sockname": _address(asking.getsockname), "peername": _address(asking.getpeername)}
+        extra = {"sockname": name_or_none(asking.getsockname), "peername": name_or_none(asking.getpeername)}
         asking.detach()
     if tls is not None:
         waiter = loop.create_future()

@@ -27,6 +27,7 @@ _ACCEPT = _ring.ACCEPT
 _WRITE_DONE = _ring.WRITE_DONE
 _POLL = _ring.POLL
 _SIGNAL = _ring.SIGNAL
+_DATAGRAM = _ring.DATAGRAM
 _HEAD = _ring.HEAD
 _TAIL = _ring.TAIL
 _FRAMES = _ring.FRAMES
@@ -188,7 +189,11 @@ class Dispatcher:
         if nested and owner is not None:
             owner.enter_anew()
         try:
-            if operation == _ACCEPT:
+            if operation == _DATAGRAM:
+                if owner is not None:  # else closed after the poll: nobody wants it
+                    self._ring.grow_slab(number)
+                    owner.on_datagram(result, self._ring.slabs[number], aux)
+            elif operation == _ACCEPT:
                 if owner is None:
                     # H8: "a record whose server has closed meanwhile closes its descriptor".
                     if result > 0:

@@ -93,7 +93,7 @@ class Listener(Owner):
             self._context.run(self._stopped, errors.exception_for(result))
             return
         self._starvation_reported = False
-        self._context.copy().run(self._accepted, result, ring.accepted_address(slab, offset))
+        self._context.copy().run(self._accepted, result, ring.raw_address(slab, offset))
 
     def _accepted(self, key: int, raw_peername: bytes) -> None:
         try:

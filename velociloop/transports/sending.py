@@ -2,12 +2,13 @@
 
 import asyncio
 import contextvars
+import socket
 from asyncio.log import logger
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from .._compat import LOG_THRESHOLD_FOR_CONNLOST_WRITES, FlowControlMixin
 from ..uv import errors
+from .endpoint import SocketInfo, SocketTransport
 from .states import Cork, Phase, Sending
 
 if TYPE_CHECKING:
@@ -31,59 +32,42 @@ _CORK_IN = Cork.IN
 _CORK_OUT = Cork.OUT
 
 
-class SendingSide(FlowControlMixin):
+class SendingSide(SocketTransport):
     """What a transport needs to send on one stream handle.
 
-    The subclass must provide ``_fatal_error(exc, message)``, which ends the connection because of
-    an error, and ``_lose_connection_soon(exc)``, which schedules ``connection_lost``; it sets ``_phase`` and
-    counts ``_conn_lost``, and sends nothing itself.
+    The subclass must provide what :class:`SocketTransport` demands; it sends nothing itself.
     """
 
-    _loop: Any
-    _protocol: Any
-
-    if TYPE_CHECKING:
-
-        def _fatal_error(self, exc: BaseException, message: str) -> None: ...
-        def _lose_connection_soon(self, exc: BaseException | None) -> None: ...
-
-    # More than 30 attributes: beyond that number instances of a class no longer share their
-    # dict's keys, and each look-up costs more.
     __slots__ = (
         "_callback_writes",
         "_calm_callbacks",
-        "_conn_lost",
-        "_core",
         "_cork",
         "_corked",
         "_corked_bytes",
         "_empty_waiter",
-        "_key",
-        "_phase",
-        "_pointer",
-        "_protocol",
         "_scope",
         "_send",
         "_sending",
         "_unsent_bytes",
-        "_write_context",
         "_wrote_in",
     )
 
     def __init__(
-        self, loop: Any, core: "Core", scope: "CallbackScope", key: int, extra: dict[str, Any] | None
+        self,
+        loop: Any,
+        core: "Core",
+        scope: "CallbackScope",
+        key: int,
+        info: SocketInfo,
+        extra: dict[str, Any] | None = None,
+        raw_peername: bytes | None = None,
+        user_sock: socket.socket | None = None,
     ) -> None:
-        self._phase = _CLOSED  # until the subclass is complete: for __del__ after a failure
-        super().__init__(extra, loop)
-        self._core = core
+        super().__init__(loop, core, key, info, extra, raw_peername, user_sock)
         self._scope = scope
-        self._key = key
         self._send = core.send
-        self._pointer = core.pointer
-        self._conn_lost = 0  # writes since connection_lost was scheduled, as asyncio counts them
         self._sending = _SENDING_OPEN
         self._unsent_bytes = 0  # given to libuv, not sent yet
-        self._write_context: contextvars.Context | None = None
         self._corked: list[bytes] = []  # written in this callback, not given to anybody yet
         self._corked_bytes = 0
         self._cork = _CORK_OUT
@@ -91,6 +75,19 @@ class SendingSide(FlowControlMixin):
         self._callback_writes = 0  # of this callback, while the cork is in
         self._calm_callbacks = 0
         self._empty_waiter: asyncio.Future[None] | None = None
+
+    def _write_state(self) -> tuple[bool, int]:
+        return bool(self._unsent_bytes), self._unsent_bytes + self._corked_bytes
+
+    def _traits(self) -> list[str]:
+        return ["corked"] if self._cork is _CORK_IN else []
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """See :meth:`SocketTransport.get_extra_info`; what is corked leaves before the ``'socket'`` is handed out."""
+        found = super().get_extra_info(name, default)
+        if name == "socket" and self._corked:
+            self._flush()
+        return found
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send ``data``; never blocks.
@@ -139,11 +136,6 @@ class SendingSide(FlowControlMixin):
         if self._empty_waiter is not None:
             raise RuntimeError("unable to writelines; sendfile is in progress")
         self.write(b"".join(list_of_data))
-
-    def _count_lost_write(self) -> None:
-        if self._conn_lost >= LOG_THRESHOLD_FOR_CONNLOST_WRITES:
-            logger.warning("socket.send() raised exception.")
-        self._conn_lost += 1
 
     def _put_corked(self, data: bytes | bytearray | memoryview) -> None:
         if self._scope.active:

@@ -66,6 +66,8 @@ class Core:
         self.pointer = ffi.gc(pointer, lib.vl_core_free)
         #: vl_stream_try_write itself, for hot paths: (pointer, key, bytes, size in bytes) -> sent or code.
         self.send: Callable[[Any, int, bytes, int], int] = lib.vl_stream_try_write
+        #: vl_udp_try_send itself: (pointer, key, bytes, size, receiver's struct sockaddr, its size) -> size or code.
+        self.send_datagram: Callable[[Any, int, bytes, int, bytes, int], int] = lib.vl_udp_try_send
         self.ring = Ring(self.pointer)
         self.registry = Registry()
         self.closed = False
@@ -143,9 +145,7 @@ class Core:
 
     def stop_reading(self, key: int) -> int:
         """No more READ records from the next poll on.  Returns 0 or an error code."""
-        status = int(lib.vl_stream_read_stop(self.pointer, key))
-        # A forked child may clean up what it has inherited: nothing reads there anyway.
-        return status if status == ERR_FOREIGN else errors.raise_if_refused(status)
+        return _raise_unless_foreign(lib.vl_stream_read_stop(self.pointer, key))
 
     def try_write(self, key: int, data: bytes | bytearray | memoryview) -> int:
         """Send what the kernel takes now; returns the number of bytes, or an error code."""
@@ -189,6 +189,30 @@ class Core:
     def shutdown(self, key: int) -> None:
         """End the sending direction: shutdown(2) with SHUT_WR."""
         errors.check(lib.vl_stream_shutdown(self.pointer, key))
+
+    def open_udp(self, fd: int) -> int:
+        """Open a UDP handle on ``fd`` and return its key.  ``fd`` is gone, on failure too."""
+        return errors.check(lib.vl_udp_open(self.pointer, fd))
+
+    def start_receiving(self, key: int) -> int:
+        """Let received datagrams become DATAGRAM records.  Returns 0 or an error code of the socket."""
+        return errors.raise_if_refused(lib.vl_udp_recv_start(self.pointer, key))
+
+    def stop_receiving(self, key: int) -> int:
+        """No more DATAGRAM records from the next poll on.  Returns 0 or an error code."""
+        return _raise_unless_foreign(lib.vl_udp_recv_stop(self.pointer, key))
+
+    def queue_datagram(self, key: int, data: bytes, receiver: bytes) -> int:
+        """Have libuv send ``data`` when the kernel has room for it; returns 0 or an error code.
+
+        ``receiver`` is a raw ``struct sockaddr``, empty on a connected socket.  ``data`` is pinned by the
+        request until its completion record is dispatched.
+        """
+        token = self.registry.pin(len(data), view := ffi.from_buffer(data))
+        status = int(lib.vl_udp_send(self.pointer, key, token, view, len(data), receiver, len(receiver)))
+        if status < 0:
+            self.registry.unpin(token)
+        return status
 
     def open_listener(self, kind: int, fd: int, batch: int) -> int:
         """Accept on ``fd``, at most ``batch`` connections a poll; returns the key."""
@@ -246,6 +270,11 @@ class Core:
     def open_selector(self, fd: int) -> int:
         """Watch the descriptor of a selector; returns the key."""
         return errors.check(lib.vl_selector_open(self.pointer, fd))
+
+
+def _raise_unless_foreign(status: int) -> int:
+    # A forked child may clean up what it has inherited: nothing reads there anyway.
+    return status if status == ERR_FOREIGN else errors.raise_if_refused(status)
 
 
 def _request_sizes(total: int, low_water: int) -> Iterator[int]:

@@ -26,6 +26,10 @@ class Owner:
         """A queued write of ``size`` bytes has ended: 0, or an error code."""
         raise NotImplementedError
 
+    def on_datagram(self, result: int, slab: Any, offset: int) -> None:
+        """A datagram of ``result`` bytes was received: see ``VL_OP_DATAGRAM`` in uv.cdef; or an error code."""
+        raise NotImplementedError
+
     def on_accept(self, result: int, slab: Any, offset: int) -> None:
         """A connection was accepted: its key; or an error code, and the listener has stopped."""
         raise NotImplementedError

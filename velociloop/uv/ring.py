@@ -14,6 +14,8 @@ from ._ffi import ffi, lib
 
 __all__ = [
     "ACCEPT",
+    "DATAGRAM",
+    "DATAGRAM_HEADER_BYTES",
     "FRAMES",
     "HEAD",
     "POLL",
@@ -25,6 +27,7 @@ __all__ = [
     "TAIL",
     "WRITE_DONE",
     "Ring",
+    "raw_address",
 ]
 
 READ: int = lib.VL_OP_READ
@@ -32,6 +35,10 @@ WRITE_DONE: int = lib.VL_OP_WRITE_DONE
 ACCEPT: int = lib.VL_OP_ACCEPT
 POLL: int = lib.VL_OP_POLL
 SIGNAL: int = lib.VL_OP_SIGNAL
+DATAGRAM: int = lib.VL_OP_DATAGRAM
+
+#: A datagram begins so many bytes after the place that its record names; the sender's address comes before it.
+DATAGRAM_HEADER_BYTES: int = lib.VL_DATAGRAM_HEADER
 
 HEAD: int = lib.VL_WORD_HEAD
 TAIL: int = lib.VL_WORD_TAIL
@@ -81,8 +88,8 @@ class Ring:
         return int(self.words[TAIL] - self.words[HEAD])
 
 
-def accepted_address(slab: Any, offset: int) -> bytes:
-    """Return the raw ``struct sockaddr`` of an ACCEPT record (see uv.cdef)."""
+def raw_address(slab: Any, offset: int) -> bytes:
+    """Return the raw ``struct sockaddr`` of an ACCEPT or DATAGRAM record (see uv.cdef)."""
     (length,) = _ADDRESS_LENGTH.unpack_from(slab, offset)
     start = offset + _ADDRESS_LENGTH.size
     return bytes(slab[start : start + length])

@@ -120,6 +120,8 @@ static int32_t failure_op(vl_kind kind) {
     return VL_OP_READ;
   case VL_KIND_LISTENER:
     return VL_OP_ACCEPT;
+  case VL_KIND_UDP:
+    return VL_OP_DATAGRAM;
   case VL_KIND_POLL:
   case VL_KIND_SELECTOR:
   case VL_KIND_SIGNAL: /* has no descriptor of its own */

@@ -6,7 +6,7 @@
  *   vl_handle    owned by the core from handle_new() on; freed only in libuv's
  *                close callback (H8), or after it, by the core's late list, if its
  *                end or error still waits there.  A key names it until handle_close().
- *   vl_write     owned by libuv from uv_write() to its callback, then by the core's
+ *   vl_write     owned by libuv from uv_write() or uv_udp_send() to its callback, then by the core's
  *                late list if the ring had no room, then freed.
  *   written data owned by the caller, who keeps it until VL_OP_WRITE_DONE.
  */
@@ -26,7 +26,8 @@
 
 #include "shim.h"
 
-/* H4: at most this much is read from one stream in one poll. */
+/* H4: at most this much is read from one stream in one poll; a UDP handle that has received as much is
+ * given no room for another datagram. */
 #define VL_GRANT_BYTES 65536u
 
 typedef struct vl_handle vl_handle;
@@ -40,12 +41,21 @@ typedef struct vl_late {
   bool *used;               /* true while this is in the list; or NULL */
 } vl_late;
 
-typedef enum { VL_KIND_STREAM, VL_KIND_LISTENER, VL_KIND_SELECTOR, VL_KIND_POLL, VL_KIND_READER, VL_KIND_SIGNAL } vl_kind;
+typedef enum {
+  VL_KIND_STREAM,
+  VL_KIND_LISTENER,
+  VL_KIND_SELECTOR,
+  VL_KIND_POLL,
+  VL_KIND_READER,
+  VL_KIND_SIGNAL,
+  VL_KIND_UDP
+} vl_kind;
 
 struct vl_handle {
   vl_core *core;
   int64_t key;
-  uint64_t granted_in;      /* the poll that gave this stream its grant (H4) */
+  uint64_t granted_in;      /* the poll that gave this stream or UDP handle its grant (H4) */
+  size_t received;          /* UDP: bytes of slab that it has taken in that poll */
   vl_late late;             /* for an end of stream or error found without room */
   vl_kind kind;
   int stream_kind;          /* VL_STREAM_...: its own, or that of accepted ones */
@@ -63,7 +73,11 @@ struct vl_handle {
 };
 
 struct vl_write {
-  uv_write_t req;
+  union {
+    uv_req_t any;
+    uv_write_t stream;
+    uv_udp_send_t udp;
+  } req;
   vl_handle *handle;
   int64_t key;
   int64_t token;
@@ -175,6 +189,23 @@ int submit_check(vl_core *core);
 /* Before the last turns, when only libuv's own watchers are left. */
 void submit_forget_refused(vl_core *core);
 
+/* -- giving descriptors to libuv (shim_adopt.c) ------------------------------------ */
+
+/* Opens a handle of this kind and libuv type on fd, which is its own from then on, and closed on failure.
+ * Returns its key. */
+int64_t adopt(vl_core *core, vl_kind kind, uv_handle_type type, int fd, vl_handle **out);
+
+/* -- requests (shim_request.c) ------------------------------------------------------ */
+
+/* A request of this handle's; NULL: no memory. */
+vl_write *request_new(vl_handle *handle, int64_t token);
+/* What libuv said when it was given the request: an error ends it without a record. */
+int request_given(vl_write *write, int err);
+/* Reports it and frees it. */
+void request_done(vl_write *write, int status);
+/* A uv_buf_t's length is an unsigned int on Windows: what is beyond is not in it. */
+uv_buf_t request_buffer(const char *data, size_t size);
+
 /* -- streams (shim_stream.c) ---------------------------------------------------- */
 
 /* Opens a stream on fd, which is closed on failure.  Returns its key. */
@@ -218,6 +249,9 @@ bool os_signal_is_same(const void *action, const void *other);
 /* Blocks all signals in this thread, and puts back what it did before. */
 int os_signals_block(void *before);
 int os_signals_restore(const void *before);
+/* SO_REUSEADDR. */
+int os_get_reuse_address(int fd, int *value);
+int os_set_reuse_address(int fd, int value);
 /* Occupies descriptors 0-2 as far as they are free. */
 int os_hold_stdio(int held[3]);
 void os_release_stdio(int held[3]);

@@ -45,6 +45,20 @@ int os_sockname(int fd, char *out, int room) {
                                                                      : uv_translate_sys_error(WSAGetLastError());
 }
 
+int os_get_reuse_address(int fd, int *value) {
+  int size = sizeof(*value);
+
+  return getsockopt((SOCKET)fd, SOL_SOCKET, SO_REUSEADDR, (char *)value, &size) == 0
+             ? 0
+             : uv_translate_sys_error(WSAGetLastError());
+}
+
+int os_set_reuse_address(int fd, int value) {
+  return setsockopt((SOCKET)fd, SOL_SOCKET, SO_REUSEADDR, (const char *)&value, sizeof(value)) == 0
+             ? 0
+             : uv_translate_sys_error(WSAGetLastError());
+}
+
 int os_hold_stdio(int held[3]) {
   held[0] = held[1] = held[2] = -1;
   return 0;
@@ -258,6 +272,16 @@ int os_sockname(int fd, char *out, int room) {
   if (getsockname(fd, (struct sockaddr *)(void *)out, &length) != 0)
     return failure();
   return (int)length < room ? (int)length : room;
+}
+
+int os_get_reuse_address(int fd, int *value) {
+  socklen_t size = sizeof(*value);
+
+  return getsockopt(fd, SOL_SOCKET, SO_REUSEADDR, value, &size) == 0 ? 0 : failure();
+}
+
+int os_set_reuse_address(int fd, int value) {
+  return setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &value, sizeof(value)) == 0 ? 0 : failure();
 }
 
 int os_hold_stdio(int held[3]) {

@@ -46,68 +46,22 @@ static void on_read(uv_stream_t *stream, ssize_t nread, const uv_buf_t *buf) {
 /* -- writing ------------------------------------------------------------------- */
 
 static void on_written(uv_write_t *req, int status) {
-  vl_write *write = req->data;
-  vl_core *core = write->handle->core;
-  vl_record record = {write->key, VL_OP_WRITE_DONE, 0, status, write->token};
-
-  core->statistics.writes--;
-  write->handle = NULL;
-  ring_push_or_keep(core, &write->late, &record);
+  request_done(req->data, status);
 }
 
 /* -- opening ------------------------------------------------------------------- */
 
-static int open_on(vl_handle *handle, int fd) {
-  if (handle->stream_kind == VL_STREAM_PIPE)
-    return uv_pipe_open(&handle->uv.pipe, fd);
-  return uv_tcp_open(&handle->uv.tcp, fd);
-}
-
 int64_t stream_adopt(vl_core *core, int kind, int fd) {
   vl_handle *handle;
-  int64_t key;
-  int err;
+  int64_t key = adopt(core, VL_KIND_STREAM, kind == VL_STREAM_PIPE ? UV_NAMED_PIPE : UV_TCP, fd, &handle);
 
-  fd = os_move_above_stdio(fd);
-  if (fd < 0)
-    return fd;
-  handle = handle_new(core, VL_KIND_STREAM, kind == VL_STREAM_PIPE ? UV_NAMED_PIPE : UV_TCP);
-  if (handle == NULL) {
-    (void)os_close(fd);
-    return UV_ENOMEM;
-  }
+  if (key < 0)
+    return key;
   handle->stream_kind = kind;
-  if (kind == VL_STREAM_PIPE)
-    err = uv_pipe_init(&core->loop, &handle->uv.pipe, 0);
-  else
-    err = uv_tcp_init(&core->loop, &handle->uv.tcp);
-  if (err != 0) {
-    free(handle);
-    (void)os_close(fd);
-    return err;
-  }
-  handle->uv.any.data = handle;
-  err = open_on(handle, fd);
-  /* UV_EEXIST: libuv still watches this number for a descriptor that somebody closed
-   * behind its back.  The new file must not inherit that watcher.  The next number may be
-   * of that kind too. */
-  while (err == UV_EEXIST && fd >= 0) {
-    fd = os_renumber(fd);
-    err = fd < 0 ? fd : open_on(handle, fd);
-  }
-  if (err != 0) {
-    if (fd >= 0)
-      (void)os_close(fd);
-    handle_discard(handle);
-    return err;
-  }
   /* As asyncio does for every TCP transport.  A hint: families and protocols without
    * it refuse, and a peer that has gone shows itself in the first read. */
   if (kind == VL_STREAM_TCP)
     (void)uv_tcp_nodelay(&handle->uv.tcp, 1);
-  key = handle_register(handle);
-  if (key < 0)
-    handle_discard(handle); /* closes the descriptor too */
   return key;
 }
 
@@ -184,15 +138,10 @@ static int64_t try_write(vl_core *core, int64_t key, uv_buf_t bufs[], unsigned i
   return sent;
 }
 
-/* A uv_buf_t's length is an unsigned int on Windows: what is beyond is not sent now. */
-static uv_buf_t buffer(const char *data, size_t size) {
-  return uv_buf_init((char *)(uintptr_t)data, size > 0x7fffffffu ? 0x7fffffffu : (unsigned int)size);
-}
-
 int64_t vl_stream_try_write(vl_core *core, int64_t key, const char *data, size_t size) {
   uv_buf_t bufs[1];
 
-  bufs[0] = buffer(data, size);
+  bufs[0] = request_buffer(data, size);
   return try_write(core, key, bufs, 1);
 }
 
@@ -200,8 +149,8 @@ int64_t vl_stream_try_write2(vl_core *core, int64_t key, const char *first, size
                              const char *second, size_t second_size) {
   uv_buf_t bufs[2];
 
-  bufs[0] = buffer(first, first_size);
-  bufs[1] = buffer(second, second_size);
+  bufs[0] = request_buffer(first, first_size);
+  bufs[1] = request_buffer(second, second_size);
   /* A first buffer that had to be cut must not be followed by the second. */
   return try_write(core, key, bufs, bufs[0].len == first_size ? 2 : 1);
 }
@@ -215,26 +164,14 @@ int vl_stream_write(vl_core *core, int64_t key, int64_t token, const char *data,
   if (err != 0)
     return err;
   handle = handle_find(core, key, VL_KIND_STREAM);
-  write = handle == NULL ? NULL : calloc(1, sizeof(*write));
+  write = handle == NULL || size > 0x7fffffffu ? NULL : request_new(handle, token);
   if (handle == NULL) {
     err = VL_ERR_STALE;
   } else if (write == NULL) {
-    err = UV_ENOMEM;
-  } else if (size > 0x7fffffffu) {
-    free(write);
-    err = UV_EINVAL;
+    err = size > 0x7fffffffu ? UV_EINVAL : UV_ENOMEM;
   } else {
-    write->req.data = write;
-    write->handle = handle;
-    write->key = key;
-    write->token = token;
-    write->late.memory = write;
-    buf = buffer(data, size);
-    err = uv_write(&write->req, &handle->uv.stream, &buf, 1, on_written);
-    if (err != 0)
-      free(write);
-    else
-      core->statistics.writes++;
+    buf = request_buffer(data, size);
+    err = request_given(write, uv_write(&write->req.stream, &handle->uv.stream, &buf, 1, on_written));
   }
   core_leave(core);
   return err;

@@ -1,4 +1,4 @@
-"""``struct sockaddr`` bytes as the addresses that ``socket`` returns.
+"""``struct sockaddr`` bytes as the addresses that ``socket`` returns, and back.
 
 Follows the ``socket`` module's "Socket families": ``(host, port)`` for AF_INET, ``(host, port,
 flowinfo, scope_id)`` for AF_INET6 (since 3.7 the host carries no ``%scope``), a ``str`` path or
@@ -8,20 +8,34 @@ abstract ``bytes`` name for AF_UNIX.
 import os
 import socket
 import struct
+from functools import lru_cache
+from operator import index
 from typing import Any
 
 from .._platform import AF_UNIX, SOCKADDR_HAS_LENGTH
 
-__all__ = ["DECODABLE", "decode"]
+__all__ = ["DECODABLE", "NUMERIC_FAMILIES", "decode", "decode_cached", "encode", "resolve"]
 
 _FAMILY = struct.Struct("xB" if SOCKADDR_HAS_LENGTH else "=H")
 _INET = struct.Struct("!2xH4s")
 _INET6 = struct.Struct("!2xHI16s")
 _SCOPE_OFFSET = 24
+_SCOPE = struct.Struct("=I")
 _PATH_OFFSET = 2
+_INET_BYTES = 16
+_INET6_BYTES = 28
+_HIGHEST_PORT = 0xFFFF
+_HIGHEST_FLOWINFO = 0xFFFFF
+_HIGHEST_SCOPE = 0xFFFFFFFF
 
 #: The families that :func:`decode` knows; others are asked of a socket object.
 DECODABLE = frozenset({int(socket.AF_INET), int(socket.AF_INET6), int(AF_UNIX)})
+
+#: The families that :func:`encode` knows.
+NUMERIC_FAMILIES = frozenset({int(socket.AF_INET), int(socket.AF_INET6)})
+
+# Peers of a busy server; an entry takes some 400 bytes.
+_CACHED_ADDRESSES = 4096
 
 
 def decode(raw: bytes) -> Any:
@@ -35,7 +49,7 @@ def decode(raw: bytes) -> Any:
         return socket.inet_ntop(socket.AF_INET, host), port
     if family == socket.AF_INET6:
         port, flowinfo, host = _INET6.unpack_from(raw)
-        (scope_id,) = struct.unpack_from("=I", raw, _SCOPE_OFFSET)
+        (scope_id,) = _SCOPE.unpack_from(raw, _SCOPE_OFFSET)
         return socket.inet_ntop(socket.AF_INET6, host), port, flowinfo, scope_id
     if family == AF_UNIX:
         path = raw[_PATH_OFFSET:]
@@ -45,3 +59,61 @@ def decode(raw: bytes) -> Any:
             return path
         return os.fsdecode(path.split(b"\0", 1)[0])
     return None
+
+
+#: :func:`decode` for packets: the same peers come again and again.
+decode_cached = lru_cache(maxsize=_CACHED_ADDRESSES)(decode)
+
+
+# typed: 80.0 == 80, and socket.sendto() takes only the one.
+@lru_cache(maxsize=_CACHED_ADDRESSES, typed=True)
+def encode(family: int, host: Any, port: Any, *rest: Any) -> bytes | None:
+    """Return the ``struct sockaddr`` of an address that is plainly numeric and in range.
+
+    None for every other: only ``socket`` itself knows what it makes of names, ``""`` and ``"<broadcast>"``,
+    and which exception it has for what is no address.
+    """
+    if type(host) is not str or type(port) is not int or not 0 <= port <= _HIGHEST_PORT:
+        return None
+    try:
+        packed = socket.inet_pton(family, host)
+    except (OSError, ValueError):  # ValueError: a null character
+        return None
+    if family == socket.AF_INET:
+        if rest:
+            return None
+        return _family_bytes(family, _INET_BYTES) + _INET.pack(port, packed)[_PATH_OFFSET:] + bytes(8)
+    if len(rest) > 2 or any(type(part) is not int for part in rest):
+        return None
+    flowinfo, scope_id = (*rest, 0, 0)[:2]
+    if not 0 <= flowinfo <= _HIGHEST_FLOWINFO or not 0 <= scope_id <= _HIGHEST_SCOPE:
+        return None
+    start = _family_bytes(family, _INET6_BYTES)
+    return start + _INET6.pack(port, flowinfo, packed)[_PATH_OFFSET:] + _SCOPE.pack(scope_id)
+
+
+def _family_bytes(family: int, size: int) -> bytes:
+    return bytes((size, family)) if SOCKADDR_HAS_LENGTH else _FAMILY.pack(family)
+
+
+def resolve(family: int, address: Any) -> bytes:
+    """Return the ``struct sockaddr`` of any address, names looked up here and now, as ``socket.sendto`` does.
+
+    Raises OSError (``gaierror``) for an unknown name, TypeError or OverflowError for what is no address.
+    """
+    if not isinstance(address, tuple) or not 2 <= len(address) <= (2 if family == socket.AF_INET else 4):
+        raise TypeError(f"the address must be a tuple (host, port[, flowinfo, scope_id]), not {address!r}")
+    host, port, *rest = address
+    if not isinstance(host, (str, bytes, bytearray)):
+        raise TypeError(f"the host must be str, bytes or bytearray, not {type(host).__name__}")
+    numbers = [index(number) for number in (port, *rest)]
+    if host == "<broadcast>" and family == socket.AF_INET:
+        host = "255.255.255.255"
+    name = host if isinstance(host, str) else bytes(host)
+    flags = 0 if name else socket.AI_PASSIVE
+    found = socket.getaddrinfo(name or None, 0, family, socket.SOCK_DGRAM, 0, flags)[0][4][0]
+    # Of a zone in the name "sendto" makes nothing: scope_id says it, or it is 0.
+    raw = encode(family, str(found).partition("%")[0], *numbers)
+    if raw is None:
+        raise OverflowError(f"port, flowinfo or scope_id is out of range: {address!r}")
+    return raw

@@ -31,12 +31,23 @@ _CORK_IN = Cork.IN
 _CORK_OUT = Cork.OUT
 
 
+def _in_one_piece(data: Any) -> bytes | bytearray | memoryview:
+    """Return ``data``, or its bytes if they do not lie side by side (``memoryview(...)[::2]``).
+
+    Raises TypeError for what is not bytes-like.
+    """
+    if not isinstance(data, _BUFFER_TYPES):
+        raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+    return bytes(data) if isinstance(data, memoryview) and not data.c_contiguous else data
+
+
 class SendingSide(FlowControlMixin):
     """What a transport needs to send on one stream handle.
 
     The subclass must provide ``_fatal_error(exc, message)``, which ends the connection because of
-    an error, and ``_lose_connection_soon(exc)``, which schedules ``connection_lost``; it sets ``_phase`` and
-    counts ``_conn_lost``, and sends nothing itself.
+    an error, ``_lose_connection_soon(exc)``, which schedules ``connection_lost``, and ``_first_error(status)``,
+    which returns the error that made a write fail with ``status``; it sets ``_phase`` and counts ``_conn_lost``, and
+    sends nothing itself.
     """
 
     _loop: Any
@@ -46,6 +57,7 @@ class SendingSide(FlowControlMixin):
 
         def _fatal_error(self, exc: BaseException, message: str) -> None: ...
         def _lose_connection_soon(self, exc: BaseException | None) -> None: ...
+        def _first_error(self, status: int) -> int: ...
 
     # More than 30 attributes: beyond that number instances of a class no longer share their
     # dict's keys, and each look-up costs more.
@@ -99,8 +111,8 @@ class SendingSide(FlowControlMixin):
         bytes-like, and RuntimeError after :meth:`write_eof` and while ``sendfile`` is running.
         Errors of the connection are not raised but end it.
         """
-        if type(data) is not bytes and not isinstance(data, _BUFFER_TYPES):
-            raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+        if type(data) is not bytes:
+            data = _in_one_piece(data)
         if self._sending is not _SENDING_OPEN:
             raise RuntimeError("Cannot call write() after write_eof()")
         if self._empty_waiter is not None:
@@ -138,7 +150,8 @@ class SendingSide(FlowControlMixin):
             raise RuntimeError("Cannot call writelines() after write_eof()")
         if self._empty_waiter is not None:
             raise RuntimeError("unable to writelines; sendfile is in progress")
-        self.write(b"".join(list_of_data))
+        pieces = [_in_one_piece(piece) if type(piece) is memoryview else piece for piece in list_of_data]
+        self.write(b"".join(pieces))
 
     def _count_lost_write(self) -> None:
         if self._conn_lost >= LOG_THRESHOLD_FOR_CONNLOST_WRITES:
@@ -175,6 +188,12 @@ class SendingSide(FlowControlMixin):
         self._callback_writes = 0
         if self._corked:
             self._flush()
+
+    def on_abandon(self) -> None:
+        """See ``Writer``."""
+        self._corked = []
+        self._corked_bytes = 0
+        self._callback_writes = 0
 
     def _flush(self) -> None:
         """Hand what is corked to the kernel, in one system call; the rest to libuv."""
@@ -217,10 +236,7 @@ class SendingSide(FlowControlMixin):
     def _queue(self, data: bytes | bytearray | memoryview, start: int) -> None:
         """Leave ``data[start:]`` to libuv, which sends it as the peer takes it."""
         if type(data) is not bytes:
-            # Released at once, on PyPy too: the caller may resize its buffer when this returns.
-            with memoryview(data) as view, view.cast("B") as flat, flat[start:] as rest:
-                data = bytes(rest)
-            start = 0
+            data = bytes(data)  # the caller may change its buffer when this returns
         if not self._unsent_bytes:
             # asyncio's writer is a Handle made here.
             self._write_context = contextvars.copy_context()
@@ -241,7 +257,7 @@ class SendingSide(FlowControlMixin):
 
     def _after_written(self, status: int) -> None:
         if status < 0:
-            exc = errors.exception_for(status)
+            exc = errors.exception_for(self._first_error(status))
             self._fatal_error(exc, "Fatal write error on socket transport")
             self._end_empty_waiter(exc)
             return
@@ -259,6 +275,11 @@ class SendingSide(FlowControlMixin):
             except OSError as exc:
                 # The connection was reset meanwhile.  Reading has said so, or will.
                 logger.debug("%r: shutdown() after the last write failed: %s", self, exc)
+
+    @property
+    def _eof(self) -> bool:
+        # Not ours, but asyncio's transports have it, and programs look at it.
+        return self._sending is not _SENDING_OPEN
 
     def can_write_eof(self) -> bool:
         """Return True: every stream socket has a sending end that closes alone."""

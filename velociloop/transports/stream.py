@@ -37,8 +37,8 @@ _OPEN = Phase.OPEN
 _CLOSING = Phase.CLOSING
 _LOST = Phase.LOST
 _CLOSED = Phase.CLOSED
+_IDLE = Reading.IDLE
 _ACTIVE = Reading.ACTIVE
-_PAUSED = Reading.PAUSED
 _CORK_IN = Cork.IN
 
 
@@ -77,6 +77,7 @@ class StreamTransport(SendingSide, Owner):
         "_held",
         "_info",
         "_made_sock",
+        "_paused",
         "_protocol_connected",
         "_raw_peername",
         "_raw_sockname",
@@ -108,7 +109,8 @@ class StreamTransport(SendingSide, Owner):
         self._raw_peername = raw_peername
         self._raw_sockname: bytes | None = None
         self._sock_fd = core.fileno(key) if user_sock is None else user_sock.fileno()
-        self._reading = Reading.IDLE
+        self._reading = _IDLE
+        self._paused = False  # by pause_reading(), whatever there is to read
         # What was received but not taken, since reading was paused meanwhile; made when needed.
         self._held: deque[bytes | int] | None = None
         self._filled_bytes = 0  # of what is being delivered, in the BufferedProtocol's buffer
@@ -133,7 +135,8 @@ class StreamTransport(SendingSide, Owner):
     def __repr__(self) -> str:
         info = [type(self).__name__, f"fd={self._sock_fd}", self._phase.value]
         if self._phase in (_OPEN, _CLOSING):
-            info.append(f"read={'polling' if self._reading is _ACTIVE else self._reading.value}")
+            reading = "polling" if self._reading is _ACTIVE else self._reading.value
+            info.append(f"read={'paused' if self._paused else reading}")
             writing = "polling" if self._unsent_bytes else "idle"
             info.append(f"write=<{writing}, bufsize={self._unsent_bytes + self._corked_bytes}>")
             if self._cork is _CORK_IN:
@@ -190,6 +193,11 @@ class StreamTransport(SendingSide, Owner):
         sock.close()
         return sock
 
+    @property
+    def _closing(self) -> bool:
+        # Not ours, but asyncio's transports have it, and programs look at it.
+        return self._phase is not _OPEN
+
     def is_closing(self) -> bool:
         """Return whether the transport is closing or closed."""
         return self._phase is not _OPEN
@@ -211,42 +219,43 @@ class StreamTransport(SendingSide, Owner):
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
-            # asyncio reports and goes on with a protocol that was never set up.
-            self._fatal_error(exc, "Fatal error: protocol.connection_made() call failed.")
+            # asyncio reports and goes on with a protocol that was never set up.  An OSError too: what
+            # failed is the protocol, not the network.
+            self._report(exc, "Fatal error: protocol.connection_made() call failed.")
+            self._force_close(exc)
 
     # -- reading -------------------------------------------------------------------
 
     def is_reading(self) -> bool:
         """Return whether the transport would deliver what arrives."""
-        return self._phase is _OPEN and self._reading is not _PAUSED
+        return self._phase is _OPEN and not self._paused
 
     def pause_reading(self) -> None:
         """Deliver nothing until :meth:`resume_reading`; does nothing if paused or closing."""
-        if self._phase is not _OPEN or self._reading is _PAUSED:
-            return
-        if self._reading is Reading.ENDED:
+        if self._phase is not _OPEN or self._paused:
             return
         if self._reading is _ACTIVE:
-            self._core.stop_reading(self._key)
-        self._reading = _PAUSED
+            self._core.stop_reading(self._key)  # raises in the wrong thread: nothing has changed then
+            self._reading = _IDLE
+        self._paused = True
         if self._loop.get_debug():
             logger.debug("%r pauses reading", self)
 
     def resume_reading(self) -> None:
         """Deliver again, first what had been received before the pause."""
-        if self._phase is not _OPEN or self._reading is not _PAUSED:
+        if self._phase is not _OPEN or not self._paused:
             return
-        self._reading = Reading.IDLE
+        self._paused = False
         try:
             self._begin_reading()
         except RuntimeError:
-            self._reading = _PAUSED
+            self._paused = True
             raise
         if self._loop.get_debug():
             logger.debug("%r resumes reading", self)
 
     def _begin_reading(self) -> None:
-        if self._phase is not _OPEN or self._reading is not Reading.IDLE:
+        if self._phase is not _OPEN or self._reading is not _IDLE or self._paused:
             return
         # asyncio's reader is a Handle made here: what it runs sees this context's variables.
         status = self._core.start_reading(self._key)  # raises in the wrong thread: nothing has changed then
@@ -379,6 +388,11 @@ class StreamTransport(SendingSide, Owner):
         try:
             keep_open = self._protocol.eof_received()
         except (SystemExit, KeyboardInterrupt):
+            # Nobody has said whether to close: asked again in the next run, as by asyncio.
+            if self._phase is _OPEN:
+                self._held = deque([_EOF])
+                self._reading = _IDLE if self._paused else _ACTIVE
+                self._deliver_held_soon()
             raise
         except BaseException as exc:
             self._fatal_error(exc, "Fatal error: protocol.eof_received() call failed.")
@@ -407,21 +421,32 @@ class StreamTransport(SendingSide, Owner):
     def _stop_reading(self) -> None:
         if self._reading is _ACTIVE:
             self._core.stop_reading(self._key)
-        self._reading = Reading.IDLE
+        self._reading = _IDLE
         self._held = None
 
     def _fatal_error(self, exc: BaseException, message: str = "Fatal error on transport") -> None:
+        if not isinstance(exc, OSError):
+            self._report(exc, message)
+        elif self._phase is not _CLOSED and self._loop.get_debug():
+            # The network's, not the program's: connection_lost() is told.
+            logger.debug("%r: %s", self, message, exc_info=True)
+        self._force_close(exc)
+
+    def _report(self, exc: BaseException, message: str) -> None:
         # A nested turn in the callback that failed may have closed the transport meanwhile.
         loop = self._loop if self._loop is not None else asyncio.get_running_loop()
-        if isinstance(exc, OSError):
-            # The network's, not the program's: connection_lost() is told.
-            if loop.get_debug():
-                logger.debug("%r: %s", self, message, exc_info=True)
-        else:
-            loop.call_exception_handler(
-                {"message": message, "exception": exc, "transport": self, "protocol": self._protocol}
-            )
-        self._force_close(exc)
+        loop.call_exception_handler(
+            {"message": message, "exception": exc, "transport": self, "protocol": self._protocol}
+        )
+
+    def _first_error(self, status: int) -> int:
+        # A handle that the shim had to close (H6) ends its writes with ECANCELED.  The reason waits
+        # among what was received, if nobody is reading.
+        if status == errors.ECANCELED and self._held:
+            last = self._held[-1]
+            if isinstance(last, int) and last != _EOF:
+                return last
+        return status
 
     def _force_close(self, exc: BaseException | None) -> None:
         if self._conn_lost or self._phase is _CLOSED:

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ class Loop(SelectorEventLoop):
         self._signal_watches = signals.SignalWatches(self, self.core)
         try:
             with stdio_held():
-                self._uv_selector = Selector(self.core, self.scope)
+                self._uv_selector = Selector(self.core, self.scope.suspend)
                 super().__init__(self._uv_selector)  # makes the self-pipe
         except BaseException:
             # Out of descriptors, say.  Nobody will ever close this half of a loop.
@@ -163,9 +164,14 @@ class Loop(SelectorEventLoop):
         return removed
 
     def _wakeup_was_touched(self) -> None:
-        # With the last handler, or a failure, asyncio unsets the wakeup descriptor; Ctrl-C needs it still.
+        # With the last handler, or a failure, asyncio unsets the wakeup descriptor.  Ctrl-C needs it while the
+        # loop runs, and afterwards whoever had set one before the loop did.
         if not self._signal_handlers and not self.is_closed():
-            self._uv_selector.before_wait = self._arm_wakeup
+            self._wakeup.set_again()
+            if self.is_running():
+                self._uv_selector.before_wait = self._arm_wakeup
+            else:
+                self._wakeup.restore()
 
     # -- names ------------------------------------------------------------------------
 
@@ -189,7 +195,11 @@ class Loop(SelectorEventLoop):
 
     @contextmanager
     def _given_by_user(self, sock: Any) -> Iterator[None]:
-        """Within, ``sock`` is known as the user's, not one that asyncio's code has made."""
+        """Within, ``sock`` is known as the user's, not one that asyncio's code has made.
+
+        asyncio makes the transport of a given socket before it waits for anything, so two calls with the
+        same socket cannot take the mark from each other.
+        """
         self._user_sockets.add(id(sock))
         try:
             yield
@@ -298,6 +308,10 @@ class Loop(SelectorEventLoop):
             return
         if self.core.foreign:
             self._adopt()
+        if not sys.is_finalizing():
+            # asyncio does it too late, and would unset what restore() has put back.
+            for sig in list(self._signal_handlers):
+                self.remove_signal_handler(sig)
         self._wakeup.restore()
         for owner in list(self.core.registry.owners.values()):
             owner.on_loop_close()
@@ -315,6 +329,7 @@ class Loop(SelectorEventLoop):
         self._signal_watches.abandon()
         self._wakeup.abandon(self._csock.fileno())
         self._uv_selector.abandon()
+        self.scope.abandon()
 
     def _adopt(self) -> None:
         """In a forked child: take the inherited loop into use, with kernel objects of its own."""

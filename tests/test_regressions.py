@@ -319,7 +319,7 @@ async def test_H8_an_error_of_the_network_does_not_end_a_listener(
     loop: Any = asyncio.get_running_loop()
     monkeypatch.setattr("velociloop.transports.listener.ACCEPT_RETRY_DELAY", 0.001)
     async with serving(Recorder) as (_, address):
-        (listener,) = loop.listeners.values()
+        (listener,) = loop._listeners.values()
         for again in (False, True):
             # What the shim says after accept(2) has failed with it; said once until one was accepted.
             listener.on_accept(-code, None, 0)
@@ -387,7 +387,7 @@ def test_H6_random_use_with_descriptors_closed_behind_the_loops_back(loop_name: 
                     elif what == 3 and transport not in given_up:
                         # Once: later its number may be that of a socket which is being connected.
                         given_up.append(transport)
-                        os.close(loop.core.fileno(transport._key))
+                        os.close(loop._core.fileno(transport._key))
                     elif what in (4, 5):
                         transport.write(b"x" * chance.choice((1, 1000, 900_000)))
                     elif what in (6, 7):
@@ -432,7 +432,7 @@ def test_no_socket_of_a_transport_whose_loop_was_closed(loop_name: str) -> None:
             await turns()
 
         loop.run_until_complete(main())
-        number = loop.core.fileno(kept[1]._key)
+        number = loop._core.fileno(kept[1]._key)
         loop.close()
         strangers = [socket.socket() for _ in range(20)]
         (stranger,) = [sock for sock in strangers if sock.fileno() == number]

@@ -37,7 +37,7 @@ def test_H11_a_closed_socket_in_add_reader_leaves_the_fork_protection_on(loop_na
             child = os.fork()
             if child == 0:
                 for mine in (loop, other):
-                    assert mine.core.foreign
+                    assert mine._core.foreign
                     mine.remove_reader(mine._ssock)  # from the child's own table
                 os._exit(0)
             assert os.waitpid(child, 0)[1] == 0
@@ -218,9 +218,9 @@ async def test_every_stateful_object_shows_its_state() -> None:
     async with raw_connection(Recorder) as (transport, _, _):
         loop: Any = transport._loop
         await _waited(loop)
-        assert repr(loop.core) == "<Core open handles=1 pins=0>"
-        assert repr(loop.core.ring).startswith("<Ring 0 records pending, ")
-        assert repr(loop.scope).startswith("<CallbackScope active serial=")
+        assert repr(loop._core) == "<Core open handles=1 pins=0>"
+        assert repr(loop._core.ring).startswith("<Ring 0 records pending, ")
+        assert repr(loop._scope).startswith("<CallbackScope active serial=")
         assert "watching 1 descriptors on <Core open" in repr(loop._selector)
         assert repr(loop._dispatcher).startswith("<Dispatcher frames=0 <Ring 0 ")
         assert repr(loop._wakeup).startswith(f"<SignalWakeup armed fd={loop._csock.fileno()} ")
@@ -239,7 +239,7 @@ def test_the_reprs_of_a_closed_loop(loop_name: str) -> None:
         loop = new_child_loop()
         assert repr(loop._wakeup) == "<SignalWakeup not armed>"
         loop.close()
-        assert repr(loop.core) == "<Core closed>"
+        assert repr(loop._core) == "<Core closed>"
         assert repr(loop._uv_selector) == "<Selector closed on <Core closed>>"
         print("alive")
         """,

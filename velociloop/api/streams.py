@@ -52,21 +52,21 @@ def make_socket_transport(
         extra["peername"] = _address(sock.getpeername)
     info = SocketInfo(sock)
     kind = stream_kind(sock)
-    given = loop.is_user_socket(sock)
+    given = loop._is_user_socket(sock)
     fd = sock.fileno() if given else sock.detach()
     if type(fd) is not int:
         # A mock passes for the number 1 in C, and libuv would take over standard output.
         raise TypeError(f"the socket's descriptor is not an integer: {fd!r}")
     if given:
         fd = duplicate_socket(fd)
-    key = loop.core.open_stream(kind, fd)
+    key = loop._core.open_stream(kind, fd)
     user_sock = sock if given else None
     try:
         return StreamTransport(
-            loop, loop.core, loop.scope, key, info, protocol, waiter, extra, server, user_sock=user_sock
+            loop, loop._core, loop._scope, key, info, protocol, waiter, extra, server, user_sock=user_sock
         )
     except BaseException:
-        loop.core.close_handle(key)
+        loop._core.close_handle(key)
         raise
 
 
@@ -82,7 +82,7 @@ def make_accepted_transport(
     """Return a transport on a connection that the shim has accepted."""
     extra: dict[str, Any] = {}
     if info.family not in sockaddr.DECODABLE:
-        fd = loop.core.fileno(key)
+        fd = loop._core.fileno(key)
         asking = socket.socket(info.family, info.type, info.proto, fileno=fd)
         extra = {"sockname": _address(asking.getsockname), "peername": _address(asking.getpeername)}
         asking.detach()
@@ -90,7 +90,7 @@ def make_accepted_transport(
         waiter = loop.create_future()
         protocol = make_tls_protocol(loop, protocol, waiter=waiter, server_side=True, **tls)
     transport = StreamTransport(
-        loop, loop.core, loop.scope, key, info, protocol, None, extra, server, raw_peername=raw_peername
+        loop, loop._core, loop._scope, key, info, protocol, None, extra, server, raw_peername=raw_peername
     )
     if tls is not None:
         waiter.add_done_callback(partial(_handshake_ended, loop, transport, protocol))

@@ -65,15 +65,15 @@ async def test_order_and_context() -> None:
 
 async def test_replacing_a_handler() -> None:
     loop = asyncio.get_running_loop()
-    seen: list[int] = []
+    seen: list[object] = []
     for number in range(20):
         loop.add_signal_handler(USR1, seen.append, number)
         signal.raise_signal(USR1)
-        await until(lambda number=number: len(seen) == number + 1)
+        await until(lambda n=number: len(seen) == n + 1)  # type: ignore[misc]
     assert seen == list(range(20))
     # One that was caught by the old handler's watch is the new handler's, if that is there when it is looked at.
     signal.raise_signal(USR1)
-    loop.add_signal_handler(USR1, seen.append, "new")  # type: ignore[arg-type]
+    loop.add_signal_handler(USR1, seen.append, "new")
     await until(lambda: len(seen) == 21)
     assert seen[-1] == "new"
     await turns(5)

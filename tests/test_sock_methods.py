@@ -295,12 +295,13 @@ async def test_a_transports_socket_is_refused() -> None:
     with far:
         transport, _ = await loop.create_connection(asyncio.Protocol, sock=near)
         fd = transport.get_extra_info("socket").fileno()
-        for call in (
+        calls: tuple[Callable[[], object], ...] = (
             lambda: loop.add_reader(fd, print),
             lambda: loop.add_writer(fd, print),
             lambda: loop.remove_reader(fd),
             lambda: loop.remove_writer(fd),
-        ):
+        )
+        for call in calls:
             with pytest.raises(RuntimeError, match="is used by transport"):
                 call()
         # asyncio notices where it would have to wait, which is where the watch is set.
@@ -333,7 +334,7 @@ async def test_many_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * count + 200), hard))
     try:
         pairs = [socket.socketpair() for _ in range(count)]
-        seen: list[int] = []
+        seen: list[tuple[int, bytes]] = []
         try:
             for number, (near, _) in enumerate(pairs):
                 near.setblocking(False)

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -42,22 +43,22 @@ class Loop(SelectorEventLoop):
         """
         if selector is not None:
             selector.close()
-        self.core = Core()
-        self.scope = CallbackScope()
-        self.listeners: dict[int, Any] = {}
+        self._core = Core()
+        self._scope = CallbackScope()
+        self._listeners: dict[int, Any] = {}
         self._user_sockets: set[int] = set()
         self._wakeup = SignalWakeup()
-        self._signal_watches = signals.SignalWatches(self, self.core)
+        self._signal_watches = signals.SignalWatches(self, self._core)
         try:
             with stdio_held():
-                self._uv_selector = Selector(self.core, self.scope)
+                self._uv_selector = Selector(self._core, self._scope.suspend)
                 super().__init__(self._uv_selector)  # makes the self-pipe
         except BaseException:
             # Out of descriptors, say.  Nobody will ever close this half of a loop.
             self._closed = True
-            self.core.close()
+            self._core.close()
             raise
-        self._dispatcher = Dispatcher(self.core, self.scope, self._requeue, self._report_defect)
+        self._dispatcher = Dispatcher(self._core, self._scope, self._requeue, self._report_defect)
         self._drain_handle = DrainHandle(self._dispatcher, self)
         self._uv_selector.before_wait = self._arm_wakeup
         self._uv_selector.on_foreign = self._adopt
@@ -65,7 +66,7 @@ class Loop(SelectorEventLoop):
 
     def statistics(self) -> Statistics:
         """Return the loop's counters (``handles``: what is open now; all 0 once closed)."""
-        found = self.core.statistics()
+        found = self._core.statistics()
         own = 0 if self.is_closed() else 1  # the selector's handle is the loop's own
         return Statistics(
             handles=found.handles - own,
@@ -87,9 +88,9 @@ class Loop(SelectorEventLoop):
         # Early 3.13 refuses a run inside its own try, whose finally then ends the one that is going on.
         self._check_closed()
         self._check_running()
-        if self.core.foreign:
+        if self._core.foreign:
             self._adopt()
-        self.core.check()
+        self._core.check()
         try:
             super().run_forever()
         finally:
@@ -100,7 +101,7 @@ class Loop(SelectorEventLoop):
             # asyncio's own turn, with its messages.  Nothing is corked there.
             super()._run_once()
         else:
-            run_once(self, self.scope)
+            run_once(self, self._scope)
 
     def _process_events(self, event_list: Any) -> None:
         if event_list:
@@ -127,7 +128,7 @@ class Loop(SelectorEventLoop):
         )
 
     def _write_to_self(self) -> None:
-        self.core.wake()
+        self._core.wake()
 
     # -- signals ------------------------------------------------------------------
 
@@ -164,9 +165,14 @@ class Loop(SelectorEventLoop):
         return removed
 
     def _wakeup_was_touched(self) -> None:
-        # With the last handler, or a failure, asyncio unsets the wakeup descriptor; Ctrl-C needs it still.
+        # With the last handler, or a failure, asyncio unsets the wakeup descriptor.  Ctrl-C needs it while the
+        # loop runs, and afterwards whoever had set one before the loop did.
         if not self._signal_handlers and not self.is_closed():
-            self._uv_selector.before_wait = self._arm_wakeup
+            self._wakeup.set_again()
+            if self.is_running():
+                self._uv_selector.before_wait = self._arm_wakeup
+            else:
+                self._wakeup.restore()
 
     # -- names ------------------------------------------------------------------------
 
@@ -190,14 +196,18 @@ class Loop(SelectorEventLoop):
 
     @contextmanager
     def _given_by_user(self, sock: Any) -> Iterator[None]:
-        """Within, ``sock`` is known as the user's, not one that asyncio's code has made."""
+        """Within, ``sock`` is known as the user's, not one that asyncio's code has made.
+
+        asyncio makes the transport of a given socket before it waits for anything, so two calls with the
+        same socket cannot take the mark from each other.
+        """
         self._user_sockets.add(id(sock))
         try:
             yield
         finally:
             self._user_sockets.discard(id(sock))
 
-    def is_user_socket(self, sock: socket.socket) -> bool:
+    def _is_user_socket(self, sock: socket.socket) -> bool:
         """Return whether ``sock`` came in through a ``sock=`` argument."""
         return id(sock) in self._user_sockets
 
@@ -277,10 +287,10 @@ class Loop(SelectorEventLoop):
     # -- pipes --------------------------------------------------------------------------
 
     def _make_read_pipe_transport(self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None) -> Any:
-        return ReadPipeTransport(self, self.core, pipe, protocol, waiter, extra)
+        return ReadPipeTransport(self, self._core, pipe, protocol, waiter, extra)
 
     def _make_write_pipe_transport(self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None) -> Any:
-        return WritePipeTransport(self, self.core, pipe, protocol, waiter, extra)
+        return WritePipeTransport(self, self._core, pipe, protocol, waiter, extra)
 
     # -- servers ------------------------------------------------------------------------
 
@@ -323,14 +333,18 @@ class Loop(SelectorEventLoop):
             raise RuntimeError("Cannot close a running event loop")
         if self.is_closed():
             return
-        if self.core.foreign:
+        if self._core.foreign:
             self._adopt()
+        if not sys.is_finalizing():
+            # asyncio does it too late, and would unset what restore() has put back.
+            for sig in list(self._signal_handlers):
+                self.remove_signal_handler(sig)
         self._wakeup.restore()
-        for owner in list(self.core.registry.owners.values()):
+        for owner in list(self._core.registry.owners.values()):
             owner.on_loop_close()
-        self.listeners.clear()
+        self._listeners.clear()
         super().close()
-        self.core.close()
+        self._core.close()
 
     # -- fork (H11) -------------------------------------------------------------------
 
@@ -338,14 +352,15 @@ class Loop(SelectorEventLoop):
         """In a forked child: nothing of this loop may be touched that the parent shares."""
         if self.is_closed():
             return
-        self.core.abandon()
+        self._core.abandon()
         self._signal_watches.abandon()
         self._wakeup.abandon(self._csock.fileno())
         self._uv_selector.abandon()
+        self._scope.abandon()
 
     def _adopt(self) -> None:
         """In a forked child: take the inherited loop into use, with kernel objects of its own."""
-        self.core.adopt()
+        self._core.adopt()
         self._signal_watches.adopt()
         with stdio_held():
             self._uv_selector.adopt()

@@ -50,7 +50,7 @@ def pin(fetch: ModuleType, monkeypatch: pytest.MonkeyPatch, tree: Path, *origins
     monkeypatch.setattr(fetch, "load_pin", lambda: wanted)
 
 
-def tarball(path: Path, tree: Path, mode: str = "w:gz") -> Path:
+def tarball(path: Path, tree: Path, mode: Any = "w:gz") -> Path:
     with tarfile.open(path, mode) as archive:
         archive.add(tree, "libuv-v9.9.9")
     return path

@@ -39,9 +39,9 @@ def make_datagram_transport(
         extra["peername"] = name_or_none(sock.getpeername)
     info = SocketInfo(sock)
     fd, user_sock = take_descriptor(loop, sock)
-    key = loop.core.open_udp(fd)
+    key = loop._core.open_udp(fd)
     try:
-        return DatagramTransport(loop, loop.core, key, info, protocol, address, waiter, extra, user_sock)
+        return DatagramTransport(loop, loop._core, key, info, protocol, address, waiter, extra, user_sock)
     except BaseException:
-        loop.core.close_handle(key)
+        loop._core.close_handle(key)
         raise

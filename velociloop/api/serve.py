@@ -46,19 +46,19 @@ def start_serving(
             "ssl_handshake_timeout": ssl_handshake_timeout,
             "ssl_shutdown_timeout": ssl_shutdown_timeout,
         }
-    for other in list(loop.listeners.values()):
+    for other in list(loop._listeners.values()):
         # The user has closed that one's socket behind its server's back, and its number is this one's now.
         if other.fileno == sock.fileno():
             stop_serving(loop, other.sock)
     connect = partial(make_accepted_transport, loop, SocketInfo(sock), server, tls)
     # asyncio accepts `backlog` connections an event, and one where it is 0.
-    loop.listeners[id(sock)] = Listener(
-        loop, loop.core, sock, stream_kind(sock), max(backlog, 1), protocol_factory, connect
+    loop._listeners[id(sock)] = Listener(
+        loop, loop._core, sock, stream_kind(sock), max(backlog, 1), protocol_factory, connect
     )
 
 
 def stop_serving(loop: Any, sock: socket.socket) -> None:
     """Stop accepting on ``sock``; asyncio closes it then."""
-    listener = loop.listeners.pop(id(sock), None)
+    listener = loop._listeners.pop(id(sock), None)
     if listener is not None:
         listener.close()

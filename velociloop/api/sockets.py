@@ -23,7 +23,7 @@ def take_descriptor(loop: Any, sock: socket.socket) -> tuple[int, "socket.socket
     :meth:`velociloop.Loop.create_connection`) stays usable until the transport closes it; libuv gets a duplicate,
     since the user may close theirs at any time and libuv aborts when a descriptor goes away under it (H6).
     """
-    given = loop.is_user_socket(sock)
+    given = loop._is_user_socket(sock)
     fd = sock.fileno() if given else sock.detach()
     if type(fd) is not int:
         # A mock passes for the number 1 in C, and libuv would take over standard output.

@@ -42,13 +42,13 @@ def make_socket_transport(
     info = SocketInfo(sock)
     kind = stream_kind(sock)
     fd, user_sock = take_descriptor(loop, sock)
-    key = loop.core.open_stream(kind, fd)
+    key = loop._core.open_stream(kind, fd)
     try:
         return StreamTransport(
-            loop, loop.core, loop.scope, key, info, protocol, waiter, extra, server, user_sock=user_sock
+            loop, loop._core, loop._scope, key, info, protocol, waiter, extra, server, user_sock=user_sock
         )
     except BaseException:
-        loop.core.close_handle(key)
+        loop._core.close_handle(key)
         raise
 
 
@@ -64,7 +64,7 @@ def make_accepted_transport(
     """Return a transport on a connection that the shim has accepted."""
     extra: dict[str, Any] = {}
     if info.family not in sockaddr.DECODABLE:
-        fd = loop.core.fileno(key)
+        fd = loop._core.fileno(key)
         asking = socket.socket(info.family, info.type, info.proto, fileno=fd)
         extra = {"sockname": name_or_none(asking.getsockname), "peername": name_or_none(asking.getpeername)}
         asking.detach()
@@ -72,7 +72,7 @@ def make_accepted_transport(
         waiter = loop.create_future()
         protocol = make_tls_protocol(loop, protocol, waiter=waiter, server_side=True, **tls)
     transport = StreamTransport(
-        loop, loop.core, loop.scope, key, info, protocol, None, extra, server, raw_peername=raw_peername
+        loop, loop._core, loop._scope, key, info, protocol, None, extra, server, raw_peername=raw_peername
     )
     if tls is not None:
         waiter.add_done_callback(partial(_handshake_ended, loop, transport, protocol))

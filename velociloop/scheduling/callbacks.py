@@ -21,6 +21,9 @@ class Writer(Protocol):
     def on_callback_end(self) -> None:
         """Send what was held back.  Must not raise but KeyboardInterrupt and SystemExit."""
 
+    def on_abandon(self) -> None:
+        """In a forked child: forget what was held back, which the parent sends."""
+
 
 class CallbackScope:
     """Which callback is running now, and which transports hold something back in it."""
@@ -33,6 +36,23 @@ class CallbackScope:
         #: next write then counts as its first: it leaves at once, in order.
         self.serial = 0
         self.corked: list[Writer] = []
+
+    def __repr__(self) -> str:
+        state = "active" if self.active else "idle"
+        return f"<{type(self).__name__} {state} serial={self.serial} corked={len(self.corked)}>"
+
+    def suspend(self) -> None:
+        """A turn waits now, perhaps one inside a callback, whose handles nobody watches for their end (H5)."""
+        self.active = False
+        if self.corked:
+            self.end()
+
+    def abandon(self) -> None:
+        """In a forked child, perhaps within a callback, which goes on here as well."""
+        self.active = False
+        for writer in self.corked:
+            writer.on_abandon()
+        self.corked.clear()
 
     def end(self) -> None:
         """Tell each; those that are written to meanwhile are told as well."""

@@ -87,6 +87,9 @@ class Dispatcher:
         self.requeue = requeue
         self._report = report
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} frames={self._ring.words[_FRAMES]} {self._ring!r}>"
+
     def pending(self) -> int:
         """Return the number of records that nobody has consumed."""
         return len(self._ring)

@@ -17,6 +17,11 @@ __all__ = ["SignalWakeup"]
 _NONE = -1
 
 
+def _in_main_thread() -> bool:
+    # Not current_thread(), which makes a _DummyThread for a thread that Python does not know.
+    return threading.get_ident() == threading.main_thread().ident
+
+
 class SignalWakeup:
     """Has signals write to one descriptor while the loop runs.
 
@@ -28,6 +33,10 @@ class SignalWakeup:
     def __init__(self) -> None:
         self._fd = _NONE
         self._previous = _NONE
+
+    def __repr__(self) -> str:
+        state = "not armed" if self._fd == _NONE else f"armed fd={self._fd} previous={self._previous}"
+        return f"<{type(self).__name__} {state}>"
 
     def arm(self, fd: int) -> None:
         """Have signals write to ``fd``, in the main thread; elsewhere do nothing.
@@ -53,6 +62,11 @@ class SignalWakeup:
         if found not in (mine, _NONE):
             signal.set_wakeup_fd(found, warn_on_full_buffer=False)
 
+    def set_again(self) -> None:
+        """Undo that asyncio has unset the descriptor, with its last signal handler; nothing if not armed."""
+        if self._fd != _NONE and _in_main_thread():
+            signal.set_wakeup_fd(self._fd, warn_on_full_buffer=False)
+
     def abandon(self, fd: int) -> None:
         """In a forked child: its signals must not reach the parent's loop, whose descriptor ``fd`` is.
 
@@ -65,8 +79,3 @@ class SignalWakeup:
         found = signal.set_wakeup_fd(_NONE)
         if found not in (mine, fd, _NONE):
             signal.set_wakeup_fd(found, warn_on_full_buffer=False)
-
-
-def _in_main_thread() -> bool:
-    # current_thread() would make an object for a thread that threading does not know.
-    return threading.get_ident() == threading.main_thread().ident

@@ -110,9 +110,9 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
-            self._report(callback, exc)
+            self._report_callback(callback, exc)
 
-    def _report(self, callback: Any, exc: BaseException) -> None:
+    def _report_callback(self, callback: Any, exc: BaseException) -> None:
         # asyncio calls the protocol from a reader's Handle, which reports so; the transport stays open.
         # A nested turn in the callback may have closed it meanwhile.
         loop = self._loop if self._loop is not None else asyncio.get_running_loop()

@@ -29,8 +29,8 @@ _OPEN = Phase.OPEN
 _CLOSING = Phase.CLOSING
 _LOST = Phase.LOST
 _CLOSED = Phase.CLOSED
+_IDLE = Reading.IDLE
 _ACTIVE = Reading.ACTIVE
-_PAUSED = Reading.PAUSED
 
 
 class SocketInfo:
@@ -87,6 +87,7 @@ class SocketTransport(FlowControlMixin, Owner):
         "_info",
         "_key",
         "_made_sock",
+        "_paused",
         "_phase",
         "_pointer",
         "_protocol",
@@ -122,7 +123,8 @@ class SocketTransport(FlowControlMixin, Owner):
         self._raw_sockname: bytes | None = None
         self._sock_fd = core.fileno(key) if user_sock is None else user_sock.fileno()
         self._conn_lost = 0  # writes since connection_lost was scheduled, as asyncio counts them
-        self._reading = Reading.IDLE
+        self._reading = _IDLE
+        self._paused = False  # by pause_reading(), whatever there is to read
         # What was received but not taken, since reading was paused meanwhile; made when needed.
         self._held: deque[Any] | None = None
         self._read_context: contextvars.Context | None = None
@@ -147,7 +149,8 @@ class SocketTransport(FlowControlMixin, Owner):
     def __repr__(self) -> str:
         info = [type(self).__name__, f"fd={self._sock_fd}", self._phase.value]
         if self._phase in (_OPEN, _CLOSING):
-            info.append(f"read={'polling' if self._reading is _ACTIVE else self._reading.value}")
+            reading = "polling" if self._reading is _ACTIVE else self._reading.value
+            info.append(f"read={'paused' if self._paused else reading}")
             polling, size = self._write_state()
             info.append(f"write=<{'polling' if polling else 'idle'}, bufsize={size}>")
             info += self._traits()
@@ -205,6 +208,11 @@ class SocketTransport(FlowControlMixin, Owner):
         sock.close()
         return sock
 
+    @property
+    def _closing(self) -> bool:
+        # Not ours, but asyncio's transports have it, and programs look at it.
+        return self._phase is not _OPEN
+
     def is_closing(self) -> bool:
         """Return whether the transport is closing or closed."""
         return self._phase is not _OPEN
@@ -223,35 +231,34 @@ class SocketTransport(FlowControlMixin, Owner):
 
     def is_reading(self) -> bool:
         """Return whether the transport would deliver what arrives."""
-        return self._phase is _OPEN and self._reading is not _PAUSED
+        return self._phase is _OPEN and not self._paused
 
     def pause_reading(self) -> None:
         """Deliver nothing until :meth:`resume_reading`; does nothing if paused or closing."""
-        if self._phase is not _OPEN or self._reading is _PAUSED:
-            return
-        if self._reading is Reading.ENDED:
+        if self._phase is not _OPEN or self._paused:
             return
         if self._reading is _ACTIVE:
-            self._stop_receiving()
-        self._reading = _PAUSED
+            self._stop_receiving()  # raises in the wrong thread: nothing has changed then
+            self._reading = _IDLE
+        self._paused = True
         if self._loop.get_debug():
             logger.debug("%r pauses reading", self)
 
     def resume_reading(self) -> None:
         """Deliver again, first what had been received before the pause."""
-        if self._phase is not _OPEN or self._reading is not _PAUSED:
+        if self._phase is not _OPEN or not self._paused:
             return
-        self._reading = Reading.IDLE
+        self._paused = False
         try:
             self._begin_reading()
         except RuntimeError:
-            self._reading = _PAUSED
+            self._paused = True
             raise
         if self._loop.get_debug():
             logger.debug("%r resumes reading", self)
 
     def _begin_reading(self) -> None:
-        if self._phase is not _OPEN or self._reading is not Reading.IDLE:
+        if self._phase is not _OPEN or self._reading is not _IDLE or self._paused:
             return
         # asyncio's reader is a Handle made here: what it runs sees this context's variables.
         status = self._start_receiving()  # raises in the wrong thread: nothing has changed then
@@ -266,7 +273,7 @@ class SocketTransport(FlowControlMixin, Owner):
     def _stop_reading(self) -> None:
         if self._reading is _ACTIVE:
             self._stop_receiving()
-        self._reading = Reading.IDLE
+        self._reading = _IDLE
         self._held = None
 
     def enter_anew(self) -> None:
@@ -308,17 +315,19 @@ class SocketTransport(FlowControlMixin, Owner):
         self._conn_lost += 1
 
     def _fatal_error(self, exc: BaseException, message: str = "Fatal error on transport") -> None:
+        if not isinstance(exc, OSError):
+            self._report(exc, message)
+        elif self._phase is not _CLOSED and self._loop.get_debug():
+            # The network's, not the program's: connection_lost() is told.
+            logger.debug("%r: %s", self, message, exc_info=True)
+        self._force_close(exc)
+
+    def _report(self, exc: BaseException, message: str) -> None:
         # A nested turn in the callback that failed may have closed the transport meanwhile.
         loop = self._loop if self._loop is not None else asyncio.get_running_loop()
-        if isinstance(exc, OSError):
-            # The network's, not the program's: connection_lost() is told.
-            if loop.get_debug():
-                logger.debug("%r: %s", self, message, exc_info=True)
-        else:
-            loop.call_exception_handler(
-                {"message": message, "exception": exc, "transport": self, "protocol": self._protocol}
-            )
-        self._force_close(exc)
+        loop.call_exception_handler(
+            {"message": message, "exception": exc, "transport": self, "protocol": self._protocol}
+        )
 
     def _lose_connection_soon(self, exc: BaseException | None) -> None:
         self._conn_lost += 1

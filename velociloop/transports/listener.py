@@ -31,8 +31,9 @@ class ListenerState(enum.Enum):
 
         LISTENING --out of descriptors or memory, the network--> STARVED --ACCEPT_RETRY_DELAY--> LISTENING
             |                                                      |
-            +--the socket itself--> FAILED                         |
-            +--close()---------------------------------------------+--> CLOSED
+            +--the socket itself--> FAILED --close()--> CLOSED     |
+            |                                             ^        |
+            +--close()------------------------------------+--------+
 
     STARVED: attempts wait in the backlog.  FAILED: the socket will never accept again (H8: "a
     listener that was shutdown() gives EINVAL forever").

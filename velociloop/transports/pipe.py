@@ -37,6 +37,7 @@ _BUFFER_TYPES = (bytes, bytearray, memoryview)
 # Enum members are looked up through their class's metaclass; these are plain globals.
 _OPEN = Phase.OPEN
 _CLOSING = Phase.CLOSING
+_IDLE = Reading.IDLE
 _ACTIVE = Reading.ACTIVE
 
 
@@ -180,7 +181,8 @@ class ReadPipeTransport(_Pipe, asyncio.ReadTransport):
         super().__init__(extra)
         fd = pipe.fileno()
         _mode_of(fd, "Pipe transport is for pipes/sockets only.")
-        self._reading = Reading.IDLE
+        self._reading = _IDLE
+        self._paused = False
         # Received before the pause reached libuv.
         self._held: deque[bytes | int] = deque()
         self._open(loop, core, pipe, fd, protocol)
@@ -191,7 +193,7 @@ class ReadPipeTransport(_Pipe, asyncio.ReadTransport):
             loop.call_soon(set_result_unless_cancelled, waiter, None)
 
     def __repr__(self) -> str:
-        reading = "polling" if self._reading is _ACTIVE else self._reading.value
+        reading = "polling" if self._reading is _ACTIVE else "paused" if self._paused else self._reading.value
         return f"<{type(self).__name__} fd={self._fileno} {self._phase.value} read={reading}>"
 
     def _open_watch(self, fd: int) -> int:
@@ -199,22 +201,23 @@ class ReadPipeTransport(_Pipe, asyncio.ReadTransport):
 
     def is_reading(self) -> bool:
         """Return whether the transport would deliver what arrives."""
-        return self._phase is _OPEN and self._reading is not Reading.PAUSED
+        return self._phase is _OPEN and not self._paused
 
     def pause_reading(self) -> None:
         """Deliver nothing until :meth:`resume_reading`; does nothing if paused or closing."""
         if not self.is_reading():
             return
         self._stop_reading()
-        self._reading = Reading.PAUSED
+        self._paused = True
         if self._loop.get_debug():
             logger.debug("%r pauses reading", self)
 
     def resume_reading(self) -> None:
         """Deliver again, first what had been received before the pause."""
-        if self._phase is not _OPEN or self._reading is not Reading.PAUSED:
+        if self._phase is not _OPEN or not self._paused:
             return
         self._start_reading()
+        self._paused = False
         if self._loop.get_debug():
             logger.debug("%r resumes reading", self)
 
@@ -235,7 +238,7 @@ class ReadPipeTransport(_Pipe, asyncio.ReadTransport):
     def _stop_reading(self) -> None:
         if self._reading is _ACTIVE:
             self._core.stop_reader(self._key)
-        self._reading = Reading.IDLE
+        self._reading = _IDLE
 
     def on_read(self, result: int, slab: Any, offset: int) -> None:
         """See ``Owner``."""

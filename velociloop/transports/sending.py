@@ -32,11 +32,26 @@ _CORK_IN = Cork.IN
 _CORK_OUT = Cork.OUT
 
 
+def _in_one_piece(data: Any) -> bytes | bytearray | memoryview:
+    """Return ``data``, or its bytes if they do not lie side by side (``memoryview(...)[::2]``).
+
+    Raises TypeError for what is not bytes-like.
+    """
+    if not isinstance(data, _BUFFER_TYPES):
+        raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+    return bytes(data) if isinstance(data, memoryview) and not data.c_contiguous else data
+
+
 class SendingSide(SocketTransport):
     """What a transport needs to send on one stream handle.
 
-    The subclass must provide what :class:`SocketTransport` demands; it sends nothing itself.
+    The subclass must provide what :class:`SocketTransport` demands, and ``_first_error(status)``, which returns the
+    error that made a write fail with ``status``; it sends nothing itself.
     """
+
+    if TYPE_CHECKING:
+
+        def _first_error(self, status: int) -> int: ...
 
     __slots__ = (
         "_callback_writes",
@@ -96,8 +111,8 @@ class SendingSide(SocketTransport):
         bytes-like, and RuntimeError after :meth:`write_eof` and while ``sendfile`` is running.
         Errors of the connection are not raised but end it.
         """
-        if type(data) is not bytes and not isinstance(data, _BUFFER_TYPES):
-            raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+        if type(data) is not bytes:
+            data = _in_one_piece(data)
         if self._sending is not _SENDING_OPEN:
             raise RuntimeError("Cannot call write() after write_eof()")
         if self._empty_waiter is not None:
@@ -135,7 +150,8 @@ class SendingSide(SocketTransport):
             raise RuntimeError("Cannot call writelines() after write_eof()")
         if self._empty_waiter is not None:
             raise RuntimeError("unable to writelines; sendfile is in progress")
-        self.write(b"".join(list_of_data))
+        pieces = [_in_one_piece(piece) if type(piece) is memoryview else piece for piece in list_of_data]
+        self.write(b"".join(pieces))
 
     def _put_corked(self, data: bytes | bytearray | memoryview) -> None:
         if self._scope.active:
@@ -167,6 +183,12 @@ class SendingSide(SocketTransport):
         self._callback_writes = 0
         if self._corked:
             self._flush()
+
+    def on_abandon(self) -> None:
+        """See ``Writer``."""
+        self._corked = []
+        self._corked_bytes = 0
+        self._callback_writes = 0
 
     def _flush(self) -> None:
         """Hand what is corked to the kernel, in one system call; the rest to libuv."""
@@ -209,10 +231,7 @@ class SendingSide(SocketTransport):
     def _queue(self, data: bytes | bytearray | memoryview, start: int) -> None:
         """Leave ``data[start:]`` to libuv, which sends it as the peer takes it."""
         if type(data) is not bytes:
-            # Released at once, on PyPy too: the caller may resize its buffer when this returns.
-            with memoryview(data) as view, view.cast("B") as flat, flat[start:] as rest:
-                data = bytes(rest)
-            start = 0
+            data = bytes(data)  # the caller may change its buffer when this returns
         if not self._unsent_bytes:
             # asyncio's writer is a Handle made here.
             self._write_context = contextvars.copy_context()
@@ -233,7 +252,7 @@ class SendingSide(SocketTransport):
 
     def _after_written(self, status: int) -> None:
         if status < 0:
-            exc = errors.exception_for(status)
+            exc = errors.exception_for(self._first_error(status))
             self._fatal_error(exc, "Fatal write error on socket transport")
             self._end_empty_waiter(exc)
             return
@@ -251,6 +270,11 @@ class SendingSide(SocketTransport):
             except OSError as exc:
                 # The connection was reset meanwhile.  Reading has said so, or will.
                 logger.debug("%r: shutdown() after the last write failed: %s", self, exc)
+
+    @property
+    def _eof(self) -> bool:
+        # Not ours, but asyncio's transports have it, and programs look at it.
+        return self._sending is not _SENDING_OPEN
 
     def can_write_eof(self) -> bool:
         """Return True: every stream socket has a sending end that closes alone."""

@@ -13,9 +13,9 @@ class Phase(enum.Enum):
 
     ::
 
-        OPEN --close()--> CLOSING --all bytes sent--> CLOSED
-          |                  |
-          +--close(), nothing to send; abort(); error--> LOST --connection_lost()--> CLOSED
+        OPEN --close()--> CLOSING --all bytes sent; abort(); error--> LOST --connection_lost()--> CLOSED
+          |                                                             ^
+          +--close(), nothing to send; abort(); error-------------------+
 
     CLOSING: what was written before ``close()`` is still being sent; nothing is read.
     LOST: ``connection_lost`` is scheduled.  CLOSED: it was called, the descriptor is closed.
@@ -32,17 +32,17 @@ class Reading(enum.Enum):
 
     ::
 
-        IDLE --connection_made() has returned--> ACTIVE <--pause/resume_reading()--> PAUSED
-          |                                        |                                   |
-          |                                        +--end of stream--> ENDED           |
-          +--pause_reading() in connection_made()--------------------------------------+
+        IDLE --connection_made() has returned; resume_reading()--> ACTIVE --end of stream--> ENDED
+         ^                                                           |                         |
+         +--pause_reading(); the phase leaves OPEN-------------------+                         |
+         +--the phase leaves OPEN--------------------------------------------------------------+
 
-    Every state but ENDED is left for good when the phase leaves OPEN: nothing is read then.
+    ACTIVE: libuv reads.  Whether the user has paused is another matter: an ended stream can be paused too.
+    IDLE for good once the phase has left OPEN.
     """
 
     IDLE = "idle"
     ACTIVE = "active"
-    PAUSED = "paused"
     ENDED = "ended"
 
 

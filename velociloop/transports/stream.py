@@ -80,8 +80,10 @@ class StreamTransport(SendingSide):
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
-            # asyncio reports and goes on with a protocol that was never set up.
-            self._fatal_error(exc, "Fatal error: protocol.connection_made() call failed.")
+            # asyncio reports and goes on with a protocol that was never set up.  An OSError too: what
+            # failed is the protocol, not the network.
+            self._report(exc, "Fatal error: protocol.connection_made() call failed.")
+            self._force_close(exc)
 
     # -- reading -------------------------------------------------------------------
 
@@ -187,6 +189,11 @@ class StreamTransport(SendingSide):
         try:
             keep_open = self._protocol.eof_received()
         except (SystemExit, KeyboardInterrupt):
+            # Nobody has said whether to close: asked again in the next run, as by asyncio.
+            if self._phase is _OPEN:
+                self._held = deque([_EOF])
+                self._reading = Reading.IDLE if self._paused else _ACTIVE
+                self._deliver_held_soon()
             raise
         except BaseException as exc:
             self._fatal_error(exc, "Fatal error: protocol.eof_received() call failed.")
@@ -207,6 +214,15 @@ class StreamTransport(SendingSide):
         self._phase = _CLOSING
         if not self._unsent_bytes:
             self._lose_connection_soon(None)
+
+    def _first_error(self, status: int) -> int:
+        # A handle that the shim had to close (H6) ends its writes with ECANCELED.  The reason waits
+        # among what was received, if nobody is reading.
+        if status == errors.ECANCELED and self._held:
+            last = self._held[-1]
+            if isinstance(last, int) and last != _EOF:
+                return last
+        return status
 
     def _force_close(self, exc: BaseException | None) -> None:
         if self._conn_lost or self._phase is _CLOSED:

@@ -72,6 +72,12 @@ class Core:
         self.registry = Registry()
         self.closed = False
 
+    def __repr__(self) -> str:
+        if self.closed:
+            return f"<{type(self).__name__} closed>"
+        state = "foreign" if self.foreign else "open"
+        return f"<{type(self).__name__} {state} handles={len(self.registry.owners)} pins={len(self.registry.pins)}>"
+
     def close(self) -> None:
         """Close all handles and the libuv loop; pinned buffers are released."""
         errors.check(lib.vl_core_close(self.pointer))

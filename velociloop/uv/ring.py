@@ -72,6 +72,10 @@ class Ring:
         self.segments: list[Any] = []
         self.slabs: list[Any] = []
 
+    def __repr__(self) -> str:
+        memory = f"{len(self.segments)} segments, {len(self.slabs)} slabs"
+        return f"<{type(self).__name__} {len(self)} records pending, {memory} seen>"
+
     def grow(self, index: int) -> None:
         """Make ``segments[index]`` exist, which the shim has filled."""
         while len(self.segments) <= index:

@@ -9,7 +9,7 @@ watches like any other.  A nested one is harmless.
 import selectors
 from collections.abc import Callable, Mapping
 from math import ceil
-from typing import Any, Protocol
+from typing import Any
 
 from .._platform import new_selector
 from . import errors
@@ -28,26 +28,17 @@ def _no_preparation() -> None:
     """Stand for "nothing to do before a wait"."""
 
 
-class Scope(Protocol):
-    """What the selector must know of ``scheduling.callbacks.CallbackScope``."""
-
-    active: bool
-    corked: Any
-
-    def end(self) -> None:
-        """Have everything sent that was held back."""
-
-
 class Selector(selectors.BaseSelector):
     """Waits for libuv and for registered descriptors alike.
 
+    ``on_select`` is called first in every ``select``.
     ``before_wait`` is called before a ``select`` that may block; it may replace itself.
     ``on_foreign`` is called when the loop turns out to be a forked child's inheritance.
     """
 
-    def __init__(self, core: Core, scope: Scope) -> None:
+    def __init__(self, core: Core, on_select: Callable[[], None]) -> None:
         self._core = core
-        self._scope = scope
+        self._on_select = on_select
         self._pointer = core.pointer
         self._inner: Any = new_selector()
         try:
@@ -60,6 +51,11 @@ class Selector(selectors.BaseSelector):
         self.before_wait: Callable[[], None] = _no_preparation
         self.on_foreign: Callable[[], None] = _no_preparation
 
+    def __repr__(self) -> str:
+        watched = self._inner.get_map()
+        state = "closed" if watched is None else f"watching {len(watched)} descriptors"
+        return f"<{type(self).__name__} {state} on {self._core!r}>"
+
     def wait_unprepared(self) -> None:
         """Forget ``before_wait``: it has done its work for this run."""
         self.before_wait = _no_preparation
@@ -70,12 +66,7 @@ class Selector(selectors.BaseSelector):
         Returns the registered descriptors that are ready, as ``BaseSelector.select`` does; what
         libuv completed is in the ring.  With undrained records in the ring it returns at once.
         """
-        # H5: corked bytes do not outlive the callback that wrote them, not even one that runs
-        # a nested turn, whose handles nobody watches for their end.
-        scope = self._scope
-        scope.active = False
-        if scope.corked:
-            scope.end()
+        self._on_select()
         if timeout is None:
             self.before_wait()
             ready = lib.vl_core_poll(self._pointer, -1)

@@ -155,7 +155,7 @@ async def test_arguments() -> None:
     for wrong in {"universal_newlines": True}, {"shell": True}, {"bufsize": 4096}, {"text": True}:
         with pytest.raises(ValueError, match="must be"):
             await create("true", **wrong)
-    with pytest.raises(TypeError, match="program arguments must be"):
+    with pytest.raises(TypeError):
         await create("echo", 7)
     with pytest.raises(ValueError, match="cmd must be|shell must be"):
         await asyncio.create_subprocess_shell(["true"])  # type: ignore[arg-type]

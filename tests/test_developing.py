@@ -20,9 +20,12 @@ async def test_a_coroutine_never_awaited_warns() -> None:
     async def forgotten() -> None:
         pass
 
-    with pytest.warns(RuntimeWarning, match=r"coroutine '.*forgotten' was never awaited"):
+    def forget() -> None:
         forgotten()
         gc.collect()
+
+    with pytest.warns(RuntimeWarning, match=r"coroutine '.*forgotten' was never awaited"):
+        forget()
 
 
 @pytest.mark.parametrize("debug", [False, True])
@@ -148,11 +151,14 @@ def test_an_unclosed_transport_warns(loop: Loop) -> None:
         near.setblocking(False)
         await loop.create_connection(asyncio.Protocol, sock=near)
 
+    def close() -> None:
+        loop.close()
+        gc.collect()
+
     with far:
         loop.run_until_complete(forget())
         with pytest.warns(ResourceWarning, match="unclosed transport"):
-            loop.close()
-            gc.collect()
+            close()
 
 
 # The exception handler

@@ -281,6 +281,13 @@ def test_every_method_of_the_abstract_loop_is_there(loop: Loop) -> None:
         _takes_as_much(name, inspect.signature(ours), inspect.signature(reference))
 
 
+def test_the_loops_classes(loop: Loop) -> None:
+    """What libraries ask with isinstance."""
+    assert isinstance(loop, asyncio.SelectorEventLoop) and isinstance(loop, asyncio.BaseEventLoop)
+    # From 3.13 on asyncio has a name for the platform's usual loop.
+    assert isinstance(loop, getattr(asyncio, "EventLoop", asyncio.SelectorEventLoop))
+
+
 def _takes_as_much(name: str, ours: inspect.Signature, reference: inspect.Signature) -> None:
     kinds = {parameter.kind for parameter in ours.parameters.values()}
     if inspect.Parameter.VAR_KEYWORD in kinds:

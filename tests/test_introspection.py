@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from support import HANG_S, start_child, turns
 
-needs_graphs = pytest.mark.skipif(not hasattr(asyncio, "capture_call_graph"), reason="call graphs came with Python 3.14")
+needs_graphs = pytest.mark.skipif(
+    not hasattr(asyncio, "capture_call_graph"), reason="call graphs came with Python 3.14"
+)
 
 api: Any = asyncio
 

@@ -58,6 +58,18 @@ def test_several_runs_share_a_loop(loop_factory: Factory) -> None:
         runner.get_loop()
 
 
+def test_a_runner_closed_by_hand(loop_factory: Factory) -> None:
+    runner = asyncio.Runner(loop_factory=loop_factory)
+    loop = runner.get_loop()
+    runner.close()
+    assert loop.is_closed()
+    runner.close()
+    coroutine = asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="Runner is closed"):
+        runner.run(coroutine)
+    coroutine.close()
+
+
 def test_runs_share_a_context_unless_given_one(loop_factory: Factory) -> None:
     async def put(value: str) -> str:
         before = VARIABLE.get()

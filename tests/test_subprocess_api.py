@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process, SubprocessStreamProtocol
 from typing import Any
 
 import pytest
@@ -90,7 +90,7 @@ async def test_reading_line_by_line() -> None:
 async def test_a_long_line_and_the_limit() -> None:
     process = await python("print('x' * 5000)", stdout=PIPE, limit=1000)
     assert process.stdout is not None
-    with pytest.raises(ValueError, match="longer than limit|exceed"):
+    with pytest.raises(ValueError, match=r"longer than limit|exceed"):
         await in_time(process.stdout.readline())
     await in_time(process.communicate())
 
@@ -157,7 +157,7 @@ async def test_arguments() -> None:
             await create("true", **wrong)
     with pytest.raises(TypeError):
         await create("echo", 7)
-    with pytest.raises(ValueError, match="cmd must be|shell must be"):
+    with pytest.raises(ValueError, match=r"cmd must be|shell must be"):
         await asyncio.create_subprocess_shell(["true"])  # type: ignore[arg-type]
 
 
@@ -195,6 +195,22 @@ async def test_extra_descriptors() -> None:
     assert await in_time(process.wait()) == 0
     assert os.read(reading, 100) == b"hello"
     os.close(reading)
+
+
+async def test_the_protocol_behind_the_streams() -> None:
+    """What create_subprocess_exec makes a Process of; a program may do so itself."""
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.subprocess_shell(
+        lambda: SubprocessStreamProtocol(limit=1000, loop=loop), "read line; echo $line; echo complaint >&2"
+    )
+    assert protocol.stdin is not None and protocol.stdout is not None and protocol.stderr is not None
+    process = Process(transport, protocol, loop)
+    assert process.pid == transport.get_pid()
+    protocol.stdin.write(b"hello\n")
+    assert await in_time(protocol.stdout.readline()) == b"hello\n"
+    assert await in_time(protocol.stderr.read()) == b"complaint\n"
+    assert await in_time(process.wait()) == 0
+    await in_time(process.communicate())
 
 
 async def test_many_at_once() -> None:

@@ -264,5 +264,5 @@ async def test_abort_and_reset_of_a_barrier() -> None:
     with pytest.raises(asyncio.BrokenBarrierError):
         await waiter
     assert sorted(await asyncio.gather(barrier.wait(), barrier.wait())) == [0, 1]
-    with pytest.raises(ValueError, match=">= 1|> 0"):
+    with pytest.raises(ValueError, match=r">= 1|> 0"):
         asyncio.Barrier(0)

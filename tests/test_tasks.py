@@ -79,13 +79,13 @@ async def test_create_task_in_a_context(make: str) -> None:
 async def test_create_task_refuses_what_is_no_coroutine() -> None:
     for wrong in 7, forever, asyncio.get_running_loop().create_future():
         with pytest.raises(TypeError, match="a coroutine was expected"):
-            asyncio.create_task(wrong)  # type: ignore[arg-type]
+            await asyncio.create_task(wrong)  # type: ignore[arg-type]
 
 
 def test_create_task_needs_a_running_loop(loop: Loop) -> None:
     coroutine = asyncio.sleep(0, "later")
     with pytest.raises(RuntimeError, match="no running event loop"):
-        asyncio.create_task(coroutine)
+        loop.run_until_complete(asyncio.create_task(coroutine))
     # A loop that does not run yet takes it.
     task = loop.create_task(coroutine)
     assert loop.run_until_complete(task) == "later"
@@ -101,7 +101,7 @@ async def test_ensure_future() -> None:
     assert await task == "coroutine"
     assert await asyncio.ensure_future(Awaitable()) == "awaited"
     with pytest.raises(TypeError):
-        asyncio.ensure_future(7)  # type: ignore[arg-type]
+        await asyncio.ensure_future(7)  # type: ignore[arg-type]
 
 
 async def test_what_is_a_coroutine_or_a_future() -> None:

@@ -169,4 +169,4 @@ async def test_timeouts_by_the_thousand() -> None:
         return False
 
     results = await asyncio.gather(*(one(3600 if number % 2 else 0.01) for number in range(2000)))
-    assert results == [False if number % 2 else True for number in range(2000)]
+    assert results == [number % 2 == 0 for number in range(2000)]

@@ -24,7 +24,7 @@ The list is derived from the interpreter (`tests/compatibility/names.py`). CI de
 Python has a name that is missing here, if a test is gone, or if this page is not what `python -m tests.compatibility
 --write` makes. What is meant to differ from asyncio stands in [differences.md](differences.md).
 
-Derived on: {versions}.
+Derived on Linux, with {versions}.
 """
 
 

@@ -26,6 +26,7 @@ SELECTORS = [
 def test_a_loop_made_with_a_selector(loop: Loop, name: str) -> None:
     """Any selector is taken; that velociloop's own does the work shows nowhere."""
     made: Any = type(loop)(getattr(selectors, name)())
+    assert isinstance(made, asyncio.SelectorEventLoop)
     near, far = socket.socketpair()
 
     async def main() -> None:

@@ -21,7 +21,7 @@ async def test_a_coroutine_never_awaited_warns() -> None:
         pass
 
     def forget() -> None:
-        forgotten()
+        forgotten()  # type: ignore[unused-coroutine]
         gc.collect()
 
     with pytest.warns(RuntimeWarning, match=r"coroutine '.*forgotten' was never awaited"):

@@ -413,7 +413,7 @@ async def test_three_countdowns_at_once() -> None:
             product *= factor
         return product
 
-    assert await asyncio.gather(factorial("A", 2), factorial("B", 3), factorial("C", 4)) == [2, 6, 24]
+    assert list(await asyncio.gather(factorial("A", 2), factorial("B", 3), factorial("C", 4))) == [2, 6, 24]
     assert said == ["A: 2", "B: 2", "C: 2", "B: 3", "C: 3", "C: 4"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import io
 import subprocess
 import sys
@@ -104,11 +105,7 @@ WAITING_PROGRAM = """
 
 
 def has_ps() -> bool:
-    try:
-        import asyncio.tools  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("asyncio.tools") is not None
 
 
 @pytest.mark.skipif(not has_ps(), reason="`python -m asyncio ps` came with Python 3.14")

@@ -25,13 +25,18 @@ async def shell(command: str, **options: Any) -> Process:
     return await in_time(asyncio.create_subprocess_shell(command, **options))
 
 
+async def communicated(process: Process, data: bytes | None = None) -> tuple[bytes | None, bytes | None]:
+    """What communicate gives; None for what is no pipe, whatever typeshed says."""
+    return await in_time(process.communicate(data))
+
+
 async def test_wait_and_returncode() -> None:
     process = await python("raise SystemExit(7)")
     assert isinstance(process, Process) and process.pid > 0
     assert (process.stdin, process.stdout, process.stderr) == (None, None, None)
     assert await in_time(process.wait()) == 7 == process.returncode
     # The result stays, for whoever comes late.
-    assert await asyncio.gather(process.wait(), process.wait()) == [7, 7]
+    assert list(await asyncio.gather(process.wait(), process.wait())) == [7, 7]
 
 
 async def test_communicate() -> None:
@@ -42,21 +47,21 @@ async def test_communicate() -> None:
         stderr=PIPE,
     )
     assert process.returncode is None
-    assert await in_time(process.communicate(b"some input")) == (b"SOME INPUT\n", b"complaint\n")
+    assert await communicated(process, b"some input") == (b"SOME INPUT\n", b"complaint\n")
     assert process.returncode == 0
 
 
 async def test_communicate_without_input_or_pipes() -> None:
     process = await shell("echo out; echo err >&2", stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
-    assert await in_time(process.communicate()) == (b"out\n", None)
+    assert await communicated(process) == (b"out\n", None)
     process = await shell("exit 3")
-    assert await in_time(process.communicate()) == (None, None)
+    assert await communicated(process) == (None, None)
     assert process.returncode == 3
 
 
 async def test_stderr_into_stdout() -> None:
     process = await shell("echo one; echo two >&2; echo three", stdout=PIPE, stderr=STDOUT)
-    assert await in_time(process.communicate()) == (b"one\ntwo\nthree\n", None)
+    assert await communicated(process) == (b"one\ntwo\nthree\n", None)
 
 
 async def test_a_megabyte_each_way_at_once() -> None:
@@ -145,9 +150,10 @@ async def test_input_for_a_child_that_reads_nothing() -> None:
 
 
 async def test_no_such_program() -> None:
+    create: Any = asyncio.create_subprocess_exec
     for options in {}, {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE}:
         with pytest.raises(FileNotFoundError):
-            await asyncio.create_subprocess_exec("/nowhere/to/be/found", **options)
+            await create("/nowhere/to/be/found", **options)
 
 
 async def test_arguments() -> None:
@@ -179,7 +185,7 @@ async def test_files_and_descriptors_for_stdio() -> None:
         file.write(b"from a file")
         file.seek(0)
         process = await shell("exec cat", stdin=file, stdout=PIPE)
-        assert await in_time(process.communicate()) == (b"from a file", None)
+        assert await communicated(process) == (b"from a file", None)
     reading, writing = os.pipe()
     process = await shell("echo through a pipe", stdout=writing)
     os.close(writing)
@@ -235,5 +241,5 @@ async def test_a_pipeline_of_two() -> None:
     os.close(writing)
     second = await asyncio.create_subprocess_exec("sort", stdin=reading, stdout=PIPE)
     os.close(reading)
-    assert await in_time(second.communicate()) == (b"a\nb\n", None)
+    assert await communicated(second) == (b"a\nb\n", None)
     assert await in_time(first.wait()) == 0

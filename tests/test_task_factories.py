@@ -27,7 +27,7 @@ async def test_a_task_factory_makes_every_task() -> None:
         return Counted(coro, loop=loop, **kwargs)
 
     assert loop.get_task_factory() is None
-    loop.set_task_factory(factory)  # type: ignore[arg-type]
+    loop.set_task_factory(factory)
     assert loop.get_task_factory() is factory
     tasks: list[Any] = [asyncio.create_task(asyncio.sleep(0), name="named"), asyncio.ensure_future(asyncio.sleep(0))]
     async with asyncio.TaskGroup() as group:
@@ -57,7 +57,7 @@ async def test_need_9_further_keywords_reach_the_factory() -> None:
         kwargs.pop("mine", None)
         return asyncio.Task(coro, loop=loop, **kwargs)
 
-    loop.set_task_factory(factory)  # type: ignore[arg-type]
+    loop.set_task_factory(factory)
     create: Any = loop.create_task
     coroutine = asyncio.sleep(0)
     try:

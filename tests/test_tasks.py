@@ -101,7 +101,7 @@ async def test_ensure_future() -> None:
     assert await task == "coroutine"
     assert await asyncio.ensure_future(Awaitable()) == "awaited"
     with pytest.raises(TypeError):
-        await asyncio.ensure_future(7)  # type: ignore[arg-type]
+        await asyncio.ensure_future(7)  # type: ignore[call-overload]
 
 
 async def test_what_is_a_coroutine_or_a_future() -> None:
@@ -255,7 +255,7 @@ async def test_gather_keeps_the_order() -> None:
     loop = asyncio.get_running_loop()
     late = loop.create_future()
     loop.call_soon(late.set_result, "late")
-    assert await asyncio.gather(late, asyncio.sleep(0, "task"), late) == ["late", "task", "late"]
+    assert list(await asyncio.gather(late, asyncio.sleep(0, "task"), late)) == ["late", "task", "late"]
     assert await asyncio.gather() == []
 
 
@@ -268,7 +268,7 @@ async def test_gather_and_exceptions() -> None:
     gathered = asyncio.gather(fail(error), asyncio.sleep(0, 1), other, return_exceptions=True)
     await turns()
     other.cancel()
-    result = await gathered
+    result = list(await gathered)
     assert result[:2] == [error, 1] and isinstance(result[2], asyncio.CancelledError)
 
 
@@ -286,7 +286,7 @@ async def test_gather_cancelled_cancels_all() -> None:
 
 
 async def test_shield() -> None:
-    done = asyncio.get_running_loop().create_future()
+    done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def inner() -> str:
         return await done

@@ -57,7 +57,7 @@ async def test_set_default_executor() -> None:
     loop.set_default_executor(own)
     assert (await asyncio.to_thread(lambda: threading.current_thread().name)).startswith("default")
     with pytest.raises(TypeError):
-        loop.set_default_executor(concurrent.futures.Executor())  # type: ignore[arg-type]
+        loop.set_default_executor(concurrent.futures.Executor())
     await loop.shutdown_default_executor()
     with pytest.raises(RuntimeError, match="shutdown"):
         await asyncio.to_thread(len, "")

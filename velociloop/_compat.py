@@ -21,8 +21,15 @@ name                                    module              checked on
 ``MAXIMUM_SELECT_TIMEOUT``              asyncio.base_events 3.11 - 3.14, PyPy 3.11
 ``_MIN_SCHEDULED_TIMER_HANDLES``        asyncio.base_events 3.11 - 3.14, PyPy 3.11
 ``_MIN_CANCELLED_TIMER_HANDLES_...``    asyncio.base_events 3.11 - 3.14, PyPy 3.11
+``BaseSubprocessTransport``             base_subprocess     3.11 - 3.14, PyPy 3.11
 ``new_event_loop``, as Runner finds it  asyncio.events      3.11 - 3.14, PyPy 3.11
 ======================================  ==================  =====================
+
+Of ``BaseSubprocessTransport``: ``_start`` and ``_connect_pipes`` are overridden; ``_process_exited``
+is called; ``_loop``, ``_proc``, ``_closed`` and ``_pipes`` are read.
+
+Of ``subprocess.Popen``: ``_execute_child`` and ``_try_wait`` are overridden (the latter is called with
+``_waitpid_lock`` held), ``_close_pipe_fds`` and ``_child_created`` are what the first of them owes.
 
 Attributes and methods of ``asyncio.SelectorEventLoop`` that :class:`velociloop.Loop`
 overrides or reads: ``_selector``, ``_ready``, ``_scheduled``, ``_stopping``, ``_debug``,
@@ -30,12 +37,23 @@ overrides or reads: ``_selector``, ``_ready``, ``_scheduled``, ``_stopping``, ``
 ``_csock``, ``_run_once``, ``_process_events``, ``_write_to_self``, ``_make_self_pipe``,
 ``_close_self_pipe``, ``_make_socket_transport``, ``_make_ssl_transport``,
 ``_make_datagram_transport``, ``_start_serving``, ``_stop_serving``, ``_ensure_fd_no_transport``,
-``_check_closed``, ``_check_running``.
+``_check_closed``, ``_check_running``, ``_make_subprocess_transport``.
 """
 
 import asyncio
 import inspect
-from asyncio import base_events, constants, events, futures, selector_events, sslproto, transports, trsock
+import subprocess
+from asyncio import (
+    base_events,
+    base_subprocess,
+    constants,
+    events,
+    futures,
+    selector_events,
+    sslproto,
+    transports,
+    trsock,
+)
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,10 +68,14 @@ __all__ = [
     "SENDS_EMPTY_DATAGRAMS",
     "SSL_HANDSHAKE_TIMEOUT",
     "SSL_SHUTDOWN_TIMEOUT",
+    "BaseSubprocessTransport",
     "FlowControlMixin",
+    "Popen",
     "SSLProtocol",
     "SelectorEventLoop",
     "TransportSocket",
+    "execute_child_arguments",
+    "popen_waitpid_lock",
     "replace_new_event_loop",
     "server_attach",
     "server_detach",
@@ -63,6 +85,44 @@ __all__ = [
 if TYPE_CHECKING:
     import collections
     import socket
+    from contextlib import AbstractContextManager
+
+    class BaseSubprocessTransport(asyncio.SubprocessTransport):
+        """What mypy may know of the transport that asyncio's own one is made of."""
+
+        _loop: Any
+        _proc: Any
+        _closed: bool
+        _pipes: dict[int, Any]
+
+        def __init__(
+            self,
+            loop: asyncio.AbstractEventLoop,
+            protocol: asyncio.SubprocessProtocol,
+            args: Any,
+            shell: bool,
+            stdin: Any,
+            stdout: Any,
+            stderr: Any,
+            bufsize: int,
+            waiter: asyncio.Future[None] | None = None,
+            extra: dict[str, Any] | None = None,
+            **kwargs: Any,
+        ) -> None: ...
+        async def _connect_pipes(self, waiter: asyncio.Future[None] | None) -> None: ...
+        def _process_exited(self, returncode: int) -> None: ...
+
+    class Popen(subprocess.Popen[bytes]):
+        """What mypy may know of the inside of Popen."""
+
+        pid: int
+        returncode: int | None
+        _child_created: bool
+        _waitpid_lock: AbstractContextManager[Any]
+
+        def _execute_child(self, *arguments: Any) -> None: ...
+        def _try_wait(self, wait_flags: int) -> tuple[int, int]: ...
+        def _close_pipe_fds(self, *descriptors: int) -> None: ...
 
     class FlowControlMixin(asyncio.Transport):
         """What mypy may know of asyncio's mixin: limits in bytes, and the pause protocol."""
@@ -105,7 +165,9 @@ if TYPE_CHECKING:
 
 else:
     from asyncio import SelectorEventLoop
+    from subprocess import Popen
 
+    BaseSubprocessTransport = base_subprocess.BaseSubprocessTransport
     FlowControlMixin = transports._FlowControlMixin
 
 SENDFILE_TRY_NATIVE: Any = cast(Any, constants)._SendfileMode.TRY_NATIVE
@@ -171,3 +233,17 @@ SENDS_EMPTY_DATAGRAMS: bool = _sends_empty_datagrams()
 #: What a datagram that waits counts besides its bytes, so that empty ones fill the buffer too; the first
 #: releases of 3.13 add it as a literal, later ones have a name for it.
 DATAGRAM_HEADER_BYTES: int = getattr(_DatagramTransport, "_header_size", 8 if SENDS_EMPTY_DATAGRAMS else 0)
+
+
+# Popen.__init__ gives them in this order; a later Python may have one more.
+_EXECUTE_CHILD = tuple(inspect.signature(Popen._execute_child).parameters)[1:]
+
+
+def execute_child_arguments(arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """Return what ``Popen._execute_child`` was called with, by name."""
+    return dict(zip(_EXECUTE_CHILD, arguments, strict=True))
+
+
+def popen_waitpid_lock(popen: "subprocess.Popen[Any]") -> "AbstractContextManager[Any]":
+    """Return the lock that a thread holds from before it reaps the child until ``returncode`` says so."""
+    return cast(Any, popen)._waitpid_lock  # type: ignore[no-any-return]

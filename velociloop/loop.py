@@ -12,7 +12,7 @@ from typing import Any, TypeVarTuple
 
 from ._compat import SSL_HANDSHAKE_TIMEOUT, SSL_SHUTDOWN_TIMEOUT, SelectorEventLoop
 from ._platform import at_fork
-from .api import datagrams, resolve, serve, signals, streams
+from .api import datagrams, resolve, serve, signals, streams, subprocess
 from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
 from .scheduling.turn import run_once
@@ -322,6 +322,24 @@ class Loop(SelectorEventLoop):
         serve.stop_serving(self, sock)
         super()._stop_serving(sock)
 
+    # -- child processes --------------------------------------------------------------
+
+    async def _make_subprocess_transport(
+        self,
+        protocol: Any,
+        args: Any,
+        shell: bool,
+        stdin: Any,
+        stdout: Any,
+        stderr: Any,
+        bufsize: int,
+        extra: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        return await subprocess.make_subprocess_transport(
+            self, protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **kwargs
+        )
+
     # -- the end --------------------------------------------------------------------
 
     def close(self) -> None:
@@ -361,6 +379,8 @@ class Loop(SelectorEventLoop):
     def _adopt(self) -> None:
         """In a forked child: take the inherited loop into use, with kernel objects of its own."""
         self._core.adopt()
+        for owner in list(self._core.registry.owners.values()):
+            owner.on_adopt()
         self._signal_watches.adopt()
         with stdio_held():
             self._uv_selector.adopt()

@@ -8,6 +8,7 @@ import sys
 if sys.platform == "win32":
     from .windows import (
         AF_UNIX,
+        DEFAULT_SPAWN,
         NATIVE_CODES_ARE_ERRNO,
         SOCKADDR_HAS_LENGTH,
         at_fork,
@@ -17,6 +18,7 @@ if sys.platform == "win32":
 else:
     from .unix import (
         AF_UNIX,
+        DEFAULT_SPAWN,
         NATIVE_CODES_ARE_ERRNO,
         SOCKADDR_HAS_LENGTH,
         at_fork,
@@ -26,6 +28,7 @@ else:
 
 __all__ = [
     "AF_UNIX",
+    "DEFAULT_SPAWN",
     "NATIVE_CODES_ARE_ERRNO",
     "SOCKADDR_HAS_LENGTH",
     "at_fork",

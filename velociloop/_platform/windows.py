@@ -5,6 +5,7 @@ from typing import Any
 
 __all__ = [
     "AF_UNIX",
+    "DEFAULT_SPAWN",
     "NATIVE_CODES_ARE_ERRNO",
     "SOCKADDR_HAS_LENGTH",
     "at_fork",
@@ -13,6 +14,9 @@ __all__ = [
 ]
 
 AF_UNIX: int = -1  # asyncio has no Unix sockets there
+
+#: libuv's road, which waits for the process's handle there.
+DEFAULT_SPAWN = "uv"
 
 #: libuv's codes have values of their own.
 NATIVE_CODES_ARE_ERRNO = False

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..uv import ring as _ring
-from ..uv.core import Core
+from ..uv.core import Core, exit_returncode
 from ..uv.registry import Owner
 from .callbacks import CallbackScope
 
@@ -28,6 +28,7 @@ _WRITE_DONE = _ring.WRITE_DONE
 _POLL = _ring.POLL
 _SIGNAL = _ring.SIGNAL
 _DATAGRAM = _ring.DATAGRAM
+_EXIT = _ring.EXIT
 _HEAD = _ring.HEAD
 _TAIL = _ring.TAIL
 _FRAMES = _ring.FRAMES
@@ -217,6 +218,8 @@ class Dispatcher:
                 owner.on_poll(result)
             elif operation == _SIGNAL:
                 owner.on_signal(result)
+            elif operation == _EXIT:
+                owner.on_exit(exit_returncode(result, aux))
             else:
                 raise RuntimeError(f"unknown operation {operation} in the ring")
         except Exception as exc:

@@ -4,17 +4,19 @@ Errors come back as negative codes where the caller has to look at them on a hot
 (:meth:`Core.try_write`), and as exceptions elsewhere.
 """
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from .._platform import NATIVE_CODES_ARE_ERRNO
 from . import errors
 from ._ffi import ffi, lib
 from .registry import Registry
-from .ring import Ring
+from .ring import EXIT, Ring
 
-__all__ = ["Core", "Statistics", "libuv_version", "stdio_held"]
+__all__ = ["Core", "Statistics", "child_returncode", "libuv_version", "pidfd_open", "stdio_held"]
 
 STREAM_TCP: int = lib.VL_STREAM_TCP
 STREAM_PIPE: int = lib.VL_STREAM_PIPE
@@ -33,6 +35,7 @@ LOW_WATER_REQUESTS = 4
 LEAST_REQUEST_BYTES = 4096
 
 _NAME_BYTES = 128
+_EINTR = -errno.EINTR if NATIVE_CODES_ARE_ERRNO else 0  # waitid(2)'s; there is none on Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +276,42 @@ class Core:
         self.registry.owners.pop(key, None)
         return int(lib.vl_signal_close(self.pointer, key))
 
+    def spawn(
+        self,
+        file: bytes,
+        args: list[bytes],
+        env: list[bytes] | None,
+        cwd: bytes | None,
+        descriptors: tuple[int, int, int],
+        new_session: bool,
+    ) -> tuple[int, int]:
+        """Start a child that libuv reaps; returns the key of its handle and the process id, or an
+        error code and 0.
+
+        ``descriptors`` become 0, 1 and 2 of the child and stay the caller's; no other is inherited.
+        ``env`` (NAME=value) None and ``cwd`` None are this process's own.
+        """
+        # Kept by these names until the call returns: an array holds addresses, not objects.
+        argv = [ffi.new("char[]", item) for item in args]
+        environment = [ffi.new("char[]", item) for item in env or ()]
+        pid = ffi.new("int *")
+        key = lib.vl_process_spawn(
+            self.pointer,
+            file,
+            ffi.new("char *[]", [*argv, ffi.NULL]),
+            ffi.NULL if env is None else ffi.new("char *[]", [*environment, ffi.NULL]),
+            ffi.NULL if cwd is None else cwd,
+            *descriptors,
+            lib.VL_PROCESS_NEW_SESSION if new_session else 0,
+            pid,
+        )
+        return errors.raise_if_refused(key), int(pid[0])
+
+    def pending_returncode(self, key: int) -> int | None:
+        """Return what an EXIT record says that was not dispatched yet; None if there is none."""
+        found = self.ring.find(key, EXIT)
+        return None if found is None else exit_returncode(*found)
+
     def open_selector(self, fd: int) -> int:
         """Watch the descriptor of a selector; returns the key."""
         return errors.check(lib.vl_selector_open(self.pointer, fd))
@@ -281,6 +320,35 @@ class Core:
 def _raise_unless_foreign(status: int) -> int:
     # A forked child may clean up what it has inherited: nothing reads there anyway.
     return status if status == ERR_FOREIGN else errors.raise_if_refused(status)
+
+
+def exit_returncode(result: int, aux: int) -> int:
+    """Return what an EXIT record says as ``subprocess`` does: exit status, or negated signal number."""
+    return -aux if aux else result
+
+
+def pidfd_open(pid: int) -> int:
+    """Return a descriptor that is readable once process ``pid`` has ended (pidfd_open(2)).
+
+    Raises OSError: ENOSYS where the system has none, ESRCH if there is no such process, EMFILE, ...
+    """
+    return errors.check(lib.vl_pidfd_open(pid))
+
+
+def child_returncode(pid: int, pidfd: int = -1, *, wait: bool = False) -> int | None:
+    """Return how a child has ended, as ``subprocess`` says it, and leave it to be reaped (waitid(2), WNOWAIT).
+
+    ``pidfd``, if given, says which child is meant even if its ``pid`` has become another's.  None: it
+    still runs.  ``wait``: return when it has ended.  Raises ChildProcessError if it is no child
+    of this process, or somebody has reaped it.
+    """
+    code = ffi.new("int *")
+    while True:
+        status = lib.vl_child_look(pid, pidfd, wait, code)
+        # Back in the interpreter, signal handlers run between two calls.
+        if status != _EINTR:
+            break
+    return int(code[0]) if errors.check(status) else None
 
 
 def _request_sizes(total: int, low_water: int) -> Iterator[int]:

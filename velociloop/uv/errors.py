@@ -14,6 +14,7 @@ from ._ffi import ffi, lib
 __all__ = [
     "EAGAIN",
     "ECANCELED",
+    "ENOTSUP",
     "EOF",
     "NEVER_AGAIN",
     "OUT_OF_RESOURCES",
@@ -44,7 +45,9 @@ _OWN_ERRORS = {
 def _errno_for(code: int) -> int:
     name = ffi.new("char[]", _NAME_BYTES)
     lib.vl_error_name(code, name, _NAME_BYTES)
-    return int(getattr(errno, ffi.string(name).decode("ascii"), errno.EIO))
+    # libuv names what its own calls return; ECHILD, from the shim's, is none of them.
+    unnamed = -code if NATIVE_CODES_ARE_ERRNO and -code in errno.errorcode else errno.EIO
+    return int(getattr(errno, ffi.string(name).decode("ascii"), unnamed))
 
 
 def exception_for(code: int) -> OSError | RuntimeError:
@@ -86,6 +89,7 @@ def _code_for(number: int) -> int:
 
 
 EAGAIN: int = -errno.EAGAIN if NATIVE_CODES_ARE_ERRNO else _code_for(errno.EAGAIN)
+ENOTSUP: int = -errno.ENOTSUP if NATIVE_CODES_ARE_ERRNO else _code_for(errno.ENOTSUP)
 ECANCELED: int = -errno.ECANCELED if NATIVE_CODES_ARE_ERRNO else _code_for(errno.ECANCELED)
 
 # H8: after these, accepting can work again once somebody closes something.

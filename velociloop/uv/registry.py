@@ -43,6 +43,11 @@ class Owner:
         """Signal ``signum`` was caught, once or more often."""
         raise NotImplementedError
 
+    def on_exit(self, returncode: int) -> None:
+        """The child process has ended and was reaped: its exit status, or the negated number of the
+        signal that ended it."""
+        raise NotImplementedError
+
     def enter_anew(self) -> None:
         """The next call comes while one of this owner's callbacks is still running (a nested
         turn): its ``contextvars.Context`` cannot be entered twice, so a copy must take over."""
@@ -51,6 +56,10 @@ class Owner:
     def on_loop_close(self) -> None:
         """The loop closes; the handle closes after this returns."""
         raise NotImplementedError
+
+    def on_adopt(self) -> None:
+        """A forked child has taken the inherited loop into use (H11): let go of what is the parent's
+        alone.  Nothing, for most."""
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ __all__ = [
     "ACCEPT",
     "DATAGRAM",
     "DATAGRAM_HEADER_BYTES",
+    "EXIT",
     "FRAMES",
     "HEAD",
     "POLL",
@@ -36,6 +37,7 @@ ACCEPT: int = lib.VL_OP_ACCEPT
 POLL: int = lib.VL_OP_POLL
 SIGNAL: int = lib.VL_OP_SIGNAL
 DATAGRAM: int = lib.VL_OP_DATAGRAM
+EXIT: int = lib.VL_OP_EXIT
 
 #: A datagram begins so many bytes after the place that its record names; the sender's address comes before it.
 DATAGRAM_HEADER_BYTES: int = lib.VL_DATAGRAM_HEADER
@@ -87,6 +89,16 @@ class Ring:
         while len(self.slabs) <= index:
             address = lib.vl_slab_segment(self._core, len(self.slabs))
             self.slabs.append(ffi.buffer(address, lib.VL_SLAB_SEGMENT_BYTES))
+
+    def find(self, owner: int, operation: int) -> tuple[int, int] | None:
+        """Return result and aux of the first such record that nobody has consumed, if there is one."""
+        for position in range(self.words[HEAD], self.words[TAIL]):
+            self.grow(position >> SEGMENT_SHIFT)
+            segment = self.segments[position >> SEGMENT_SHIFT]
+            key, found, _, result, aux = RECORD.unpack_from(segment, (position & SEGMENT_MASK) * RECORD.size)
+            if key == owner and found == operation:
+                return result, aux
+        return None
 
     def __len__(self) -> int:
         return int(self.words[TAIL] - self.words[HEAD])

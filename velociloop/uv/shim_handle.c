@@ -125,6 +125,7 @@ static int32_t failure_op(vl_kind kind) {
   case VL_KIND_POLL:
   case VL_KIND_SELECTOR:
   case VL_KIND_SIGNAL: /* has no descriptor of its own */
+  case VL_KIND_PROCESS: /* never armed */
     break;
   }
   return VL_OP_POLL;

@@ -48,7 +48,8 @@ typedef enum {
   VL_KIND_POLL,
   VL_KIND_READER,
   VL_KIND_SIGNAL,
-  VL_KIND_UDP
+  VL_KIND_UDP,
+  VL_KIND_PROCESS
 } vl_kind;
 
 struct vl_handle {
@@ -69,6 +70,7 @@ struct vl_handle {
     uv_udp_t udp;
     uv_poll_t poll;
     uv_signal_t signal;
+    uv_process_t process;
   } uv;                     /* last: only the part of its type is allocated */
 };
 
@@ -274,6 +276,9 @@ int os_fine_timer_open(void);
 int os_fine_timer_set(int fd, int64_t nanoseconds);
 /* Puts a new timer in the place of one that is shared with the parent process. */
 int os_fine_timer_replace(int fd);
+/* Between true and false, children that this thread forks inherit descriptors 0-2 only.  An
+ * error (UV_ENOTSUP) if that cannot be had. */
+int os_seal_children(bool on);
 char *os_pages_new(size_t size);
 void os_pages_free(char *pages, size_t size);
 /* Gives the memory back; the addresses stay valid and read as anything. */

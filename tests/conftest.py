@@ -7,6 +7,8 @@ run a loop by hand ask for the `loop_factory` fixture. Both are parametrized ali
     the behaviour is velociloop's own (corking, statistics, ...): the standard library's loop is left out
 ``debug_variant``
     runs once more on velociloop with ``loop.set_debug(True)``
+``both_roads``
+    runs once more on velociloop with ``VELOCILOOP_SPAWN=uv``
 
 After each test the harness demands: no call of a loop's exception handler that the test did not take from
 `handler_calls`, no descriptor more than before, every loop closed and no libuv handle left in it, no warning.
@@ -39,11 +41,14 @@ class Harness:
 
     def factory(self, name: str) -> LoopFactory:
         """Wrap the factory `name` so that its loops are known here and report to `handler_calls`."""
-        make = FACTORIES[name.removesuffix("-debug")]
+        make = FACTORIES[name.partition("-")[0]]
         debug = name.endswith("-debug")
+        by_uv = name.endswith("-uv")
 
         def new_loop() -> asyncio.AbstractEventLoop:
             loop = make()
+            if by_uv:
+                os.environ["VELOCILOOP_SPAWN"] = "uv"  # until the test ends
             loop.set_exception_handler(self.handler_calls.record)
             if debug:
                 # pytest-asyncio's Runner calls set_debug(False) on the new loop, so this waits for the first turn.
@@ -59,6 +64,8 @@ class Harness:
         names = ["velociloop"]
         if item.get_closest_marker("debug_variant") is not None:
             names.append("velociloop-debug")
+        if item.get_closest_marker("both_roads") is not None:
+            names.append("velociloop-uv")
         if item.get_closest_marker("ours") is None:
             names.append("asyncio")
         return {name: self.factory(name) for name in names}
@@ -69,6 +76,7 @@ harness = Harness()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "ours(reason): only on velociloop, the behaviour is its own")
+    config.addinivalue_line("markers", "both_roads: also on velociloop with VELOCILOOP_SPAWN=uv")
     config.addinivalue_line("markers", "debug_variant: also on velociloop in debug mode")
     config.addinivalue_line("filterwarnings", "error")
 
@@ -100,7 +108,11 @@ def ends_empty() -> Iterator[None]:
     harness.loops.clear()
     harness.handler_calls.clear()
     before = open_descriptors()
+    road = os.environ.pop("VELOCILOOP_SPAWN", None)
     yield
+    os.environ.pop("VELOCILOOP_SPAWN", None)
+    if road is not None:
+        os.environ["VELOCILOOP_SPAWN"] = road
     unexpected = harness.handler_calls.take_all()
     for loop in harness.loops:
         assert loop.is_closed(), f"{loop!r} was left open"

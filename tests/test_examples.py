@@ -290,6 +290,27 @@ def test_policy_switch() -> None:
 # HTTP
 
 
+def test_subprocess_lines() -> None:
+    with running("subprocess_lines") as example:
+        for number in range(3):
+            example.line(rf"out: line {number}$")
+        example.line(r"err: to stderr$")
+        example.line(r"^ended with status 0$")
+        example.ends()
+    with running("subprocess_lines", "--", "sh", "-c", "exit 3") as example:
+        example.line(r"^ended with status 3$")
+        assert example.process.wait(HANG_S) == 3
+
+
+def test_subprocess_lines_ends_its_program_at_ctrl_c() -> None:
+    with running("subprocess_lines", "--", "sh", "-c", "echo ready; exec sleep 60") as example:
+        pid = int(example.line(r"^started process (\d+)$")[1])
+        example.line(r"out: ready$")
+        example.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
 def get(connection: http.client.HTTPConnection, path: str) -> bytes:
     connection.request("GET", path)
     response = connection.getresponse()

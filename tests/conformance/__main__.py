@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def write_json(path: str, reports: list[ModuleReport]) -> None:
     found = {
-        report.module.short_name: {
+        report.module.label: {
             "passed": len(report.passed),
             "failed": report.failed,
             "failed_at_baseline": report.failed_at_baseline,

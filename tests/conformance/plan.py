@@ -28,10 +28,17 @@ class Module:
     limit_s: float = 480.0
     #: The first Python version that has it.
     first: tuple[int, int] = (3, 11)
+    #: Environment variables that it is run with, and a word for what they do.
+    environment: tuple[tuple[str, str], ...] = ()
+    variant: str = ""
 
     @property
     def short_name(self) -> str:
         return self.name.rpartition(".")[2]
+
+    @property
+    def label(self) -> str:
+        return f"{self.short_name}[{self.variant}]" if self.variant else self.short_name
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,8 @@ MODULES = (
     Module(_PACKAGE + "test_sock_lowlevel", debug=True),
     Module(_PACKAGE + "test_sslproto", debug=True),
     Module(_PACKAGE + "test_staggered", first=(3, 13)),
-    Module(_PACKAGE + "test_subprocess"),
+    Module(_PACKAGE + "test_subprocess", debug=True),
+    Module(_PACKAGE + "test_subprocess", environment=(("VELOCILOOP_SPAWN", "uv"),), variant="uv"),
     Module(_PACKAGE + "test_taskgroups"),
     Module(_PACKAGE + "test_tasks"),
     Module(_PACKAGE + "test_threads"),
@@ -111,6 +119,25 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         "TestSSL.test_remote_shutdown_receives_trailing_data_on_slow_socket",
         "white-box: forces a code path of _SelectorSocketTransport by way of its _read_ready_cb and _sock",
         first=(3, 14),
+    ),
+    Exclusion(
+        _PACKAGE + "test_subprocess",
+        "GenericWatcherTests.test_create_subprocess_fails_with_inactive_watcher",
+        "white-box: puts a mock in place of the policy's child watcher, which velociloop does not ask",
+        last=(3, 13),
+    ),
+    Exclusion(
+        _PACKAGE + "test_subprocess",
+        "SubprocessThreadedWatcherTests.test_pid_not_reaped_before_exit_published",
+        "white-box: looks for the thread of asyncio's child watcher, which velociloop does not have",
+        first=(3, 14),
+    ),
+    Exclusion(
+        _PACKAGE + "test_subprocess",
+        "SubprocessFastWatcherTests.*",
+        "white-box: attaches the child watcher that reaps every child of the process on SIGCHLD, also those that "
+        "it was not asked for, as velociloop does not ask it",
+        last=(3, 13),
     ),
     Exclusion(
         _PACKAGE + "test_sslproto",

@@ -73,7 +73,7 @@ class ModuleReport:
     def summary(self) -> str:
         """One line."""
         return (
-            f"{self.module.short_name:20} {self.ran:5} {len(self.failed):7} {len(self.failed_at_baseline):9} "
+            f"{self.module.label:20} {self.ran:5} {len(self.failed):7} {len(self.failed_at_baseline):9} "
             f"{len(self.skipped):8} {len(self.excluded):9} {sum(self.loops.values()):6} {len(self.loops):11} "
             f"{sum(self.resource_warnings.values()):9} {self.seconds:8.1f}"
         )
@@ -86,7 +86,7 @@ class ModuleReport:
 
     def complaints(self) -> list[str]:
         """Everything that makes `ok` false, each with what is known about it."""
-        found = [f"{self.module.short_name}: {defect}" for defect in self.defects]
+        found = [f"{self.module.label}: {defect}" for defect in self.defects]
         found += [f"FAILED {test_id}\n{detail}" for test_id, detail in self.failed.items()]
         return found
 
@@ -133,6 +133,7 @@ def run_module(
                 "module": module.name,
                 "factory": factory,
                 "unmock": module.unmock,
+                "environment": dict(module.environment),
                 "select": module.select,
                 "exclude": list(rows),
                 "done": sorted(done),
@@ -197,6 +198,7 @@ def _run_child(order: dict[str, Any], folder: str, limit_s: float, dev: bool, ec
     Path(order_path).write_text(json.dumps(order), encoding="utf-8")
     # Debug mode and warning filters are the tests' own business.
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONASYNCIODEBUG", "PYTHONWARNINGS")}
+    env.update(order["environment"])
     command = [
         sys.executable,
         *_FLAGS,

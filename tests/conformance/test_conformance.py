@@ -30,7 +30,7 @@ def explain(report: ModuleReport) -> str:
     return "\n".join([ModuleReport.HEADER, report.summary(), *report.complaints()])
 
 
-@pytest.mark.parametrize("module", modules(), ids=lambda module: module.short_name)
+@pytest.mark.parametrize("module", modules(), ids=lambda module: module.label)
 def test_passes_on_velociloop(module: Module) -> None:
     report = run_module(module)
     assert report.ok, explain(report)
@@ -38,7 +38,7 @@ def test_passes_on_velociloop(module: Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [module for module in modules() if module.debug], ids=lambda module: module.short_name
+    "module", [module for module in modules() if module.debug], ids=lambda module: module.label
 )
 def test_passes_on_velociloop_in_debug_mode(module: Module) -> None:
     report = run_module(module, dev=True)

@@ -37,7 +37,7 @@ def by_uv() -> bool:
     return is_ours() and os.environ.get("VELOCILOOP_SPAWN") == "uv"
 
 
-def popen_of(process: asyncio.subprocess.Process) -> Any:
+def popen_of(process: Any) -> Any:
     return process._transport.get_extra_info("subprocess")
 
 
@@ -50,10 +50,10 @@ def until_ended(pid: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def held(status: int, **keywords: Any) -> AsyncIterator[tuple[asyncio.subprocess.Process, Callable[[], None]]]:
+async def held(status: int, **keywords: Any) -> AsyncIterator[tuple[Any, Callable[[], None]]]:
     """A child that lives until the function is called, which returns when it has ended, not reaped yet."""
     read, write = os.pipe()
-    process = await asyncio.create_subprocess_shell(f"read line; echo out; exit {status}", stdin=read, **keywords)
+    process: Any = await asyncio.create_subprocess_shell(f"read line; echo out; exit {status}", stdin=read, **keywords)
     os.close(read)
     ends = [write]
 
@@ -98,17 +98,17 @@ class Child(asyncio.SubprocessProtocol):
 
 async def test_a_mebibyte_each_way() -> None:
     data = bytes(range(256)) * (MEBIBYTE // 256)
-    process = await asyncio.create_subprocess_shell("tee /dev/stderr", stdin=PIPE, stdout=PIPE, stderr=PIPE)
+    process: Any = await asyncio.create_subprocess_shell("tee /dev/stderr", stdin=PIPE, stdout=PIPE, stderr=PIPE)
     out, err = await in_time(process.communicate(data))
     assert (out, err, process.returncode) == (data, data, 0)
 
 
 async def test_protocol_is_called_in_order() -> None:
-    loop = asyncio.get_running_loop()
+    loop: Any = asyncio.get_running_loop()
     transport, protocol = await loop.subprocess_exec(Child, "cat")
     assert transport.get_returncode() is None
     assert transport.get_protocol() is protocol
-    assert isinstance(transport, asyncio.SubprocessTransport)
+    assert issubclass(type(transport), asyncio.SubprocessTransport)
     transport.get_pipe_transport(0).write(b"hello")
     await until(lambda: protocol.received[1])
     transport.get_pipe_transport(0).close()
@@ -122,7 +122,7 @@ async def test_protocol_is_called_in_order() -> None:
 
 
 async def test_stdio_may_be_devnull_or_stdout() -> None:
-    process = await asyncio.create_subprocess_shell(
+    process: Any = await asyncio.create_subprocess_shell(
         "cat; echo out; echo err >&2", stdin=DEVNULL, stdout=PIPE, stderr=STDOUT
     )
     assert await in_time(process.communicate()) == (b"out\nerr\n", None)
@@ -140,7 +140,7 @@ async def test_stdio_may_be_a_descriptor_or_a_file(kind: str, tmp_path: Path) ->
     ):
         files: list[Any] = [source, out, err]
         given = [file.fileno() for file in files] if kind == "descriptor" else files
-        process = await asyncio.create_subprocess_shell(
+        process: Any = await asyncio.create_subprocess_shell(
             "cat; echo oops >&2", stdin=given[0], stdout=given[1], stderr=given[2]
         )
         assert process.stdin is process.stdout is process.stderr is None
@@ -152,7 +152,7 @@ async def test_stdio_may_be_a_descriptor_or_a_file(kind: str, tmp_path: Path) ->
 
 async def test_stdio_may_be_swapped() -> None:
     """What becomes the child's 1 and 2 may itself be numbered 2 and 1."""
-    loop = asyncio.get_running_loop()
+    loop: Any = asyncio.get_running_loop()
     saved = os.dup(1), os.dup(2)
     ends = [os.pipe(), os.pipe()]
     try:
@@ -175,19 +175,19 @@ async def test_stdio_may_be_swapped() -> None:
 
 @pytest.mark.parametrize("status", [0, 1, 127, 255])
 async def test_exit_status(status: int) -> None:
-    process = await asyncio.create_subprocess_shell(f"exit {status}")
+    process: Any = await asyncio.create_subprocess_shell(f"exit {status}")
     assert await in_time(process.wait()) == status
     assert process.returncode == status
 
 
 async def test_signals() -> None:
-    for end, number in (
-        (lambda process: process.terminate(), signal.SIGTERM),
-        (lambda process: process.kill(), signal.SIGKILL),
-        (lambda process: process.send_signal(signal.SIGHUP), signal.SIGHUP),
+    for method, arguments, number in (
+        ("terminate", (), signal.SIGTERM),
+        ("kill", (), signal.SIGKILL),
+        ("send_signal", (signal.SIGHUP,), signal.SIGHUP),
     ):
-        process = await asyncio.create_subprocess_exec("cat", stdin=PIPE)
-        end(process)
+        process: Any = await asyncio.create_subprocess_exec("cat", stdin=PIPE)
+        getattr(process, method)(*arguments)
         assert await in_time(process.wait()) == -number
         process._transport.close()
     transport: Any = process._transport
@@ -197,7 +197,7 @@ async def test_signals() -> None:
 
 
 async def test_a_stopped_child_has_not_ended() -> None:
-    process = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE)
+    process: Any = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE)
     process.send_signal(signal.SIGSTOP)
     popen = popen_of(process)
     await turns()
@@ -208,7 +208,7 @@ async def test_a_stopped_child_has_not_ended() -> None:
 
 
 async def test_extra_info() -> None:
-    loop = asyncio.get_running_loop()
+    loop: Any = asyncio.get_running_loop()
     transport, protocol = await loop.subprocess_exec(Child, "sh", "-c", "read line; exit 3", stdout=None)
     popen = transport.get_extra_info("subprocess")
     assert isinstance(popen, subprocess.Popen)
@@ -221,7 +221,7 @@ async def test_extra_info() -> None:
         popen.wait(0)
     transport.get_pipe_transport(0).write(b"\n")
     await in_time(protocol.exited)
-    assert (popen.returncode, popen.poll(), popen.wait()) == (3, 3, 3)
+    assert [popen.returncode, popen.poll(), popen.wait()] == [3, 3, 3]
     await in_time(protocol.lost)
     transport.close()
 
@@ -244,7 +244,7 @@ async def test_the_user_may_ask_popen_first() -> None:
 
 @pytest.mark.ours("asyncio reports 255: it knows only what it has reaped itself")
 async def test_H9_popen_may_be_waited_for_in_a_thread() -> None:
-    process = await asyncio.create_subprocess_exec("cat", stdin=PIPE)
+    process: Any = await asyncio.create_subprocess_exec("cat", stdin=PIPE)
     popen = popen_of(process)
     waiting = threading.Event()
 
@@ -262,7 +262,7 @@ async def test_H9_popen_may_be_waited_for_in_a_thread() -> None:
 
 
 async def test_shell_and_exec_refuse_what_asyncio_refuses() -> None:
-    loop = asyncio.get_running_loop()
+    loop: Any = asyncio.get_running_loop()
     for keywords in (
         {"universal_newlines": True},
         {"bufsize": 1},
@@ -293,7 +293,7 @@ async def test_what_cannot_start_raises_as_popen(program: str, folder: str | Non
     except OSError as error:
         expected = error
     try:
-        process = await asyncio.create_subprocess_exec(given, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=cwd)
+        process: Any = await asyncio.create_subprocess_exec(given, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=cwd)
     except OSError as error:
         assert expected is not None
         found = type(error), error.errno, error.filename
@@ -327,7 +327,7 @@ async def test_bad_arguments(arguments: Any, keywords: dict[str, Any], exception
 async def test_many_at_once() -> None:
     async def echo(number: int) -> None:
         text = f"{number}".encode()
-        process = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE)
+        process: Any = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE)
         out, _ = await process.communicate(text)
         assert (out, process.returncode) == (text, 0)
 
@@ -345,7 +345,7 @@ async def test_a_thousand_one_after_another() -> None:
     statuses = []
 
     async def one(status: int) -> None:
-        process = await asyncio.create_subprocess_exec("sh", "-c", f"exit {status}", stdin=PIPE, stdout=PIPE)
+        process: Any = await asyncio.create_subprocess_exec("sh", "-c", f"exit {status}", stdin=PIPE, stdout=PIPE)
         await process.communicate(b"")
         statuses.append(process.returncode)
 
@@ -367,7 +367,7 @@ async def test_a_thousand_one_after_another() -> None:
 
 async def test_need_13_dev_stdin_is_a_pipe() -> None:
     for command in ("cat /dev/stdin", "cat /proc/self/fd/0"):
-        process = await asyncio.create_subprocess_shell(command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        process: Any = await asyncio.create_subprocess_shell(command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
         assert await in_time(process.communicate(b"hello")) == (b"hello", b"")
     process = await asyncio.create_subprocess_shell(
         "test -p /dev/stdin && test -p /dev/stdout", stdin=PIPE, stdout=PIPE
@@ -377,7 +377,7 @@ async def test_need_13_dev_stdin_is_a_pipe() -> None:
 
 
 async def test_need_26_writing_to_a_child_that_has_ended(caplog: pytest.LogCaptureFixture) -> None:
-    process = await asyncio.create_subprocess_exec("true", stdin=PIPE)
+    process: Any = await asyncio.create_subprocess_exec("true", stdin=PIPE)
     assert process.stdin is not None
     await in_time(process.wait())
     with pytest.raises((BrokenPipeError, ConnectionResetError)):
@@ -396,7 +396,7 @@ async def test_need_26_writing_to_a_child_that_has_ended(caplog: pytest.LogCaptu
 @pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
 @pytest.mark.parametrize("count", range(12))
 async def test_cancelled_at_every_await(count: int, again: bool) -> None:
-    loop = asyncio.get_running_loop()
+    loop: Any = asyncio.get_running_loop()
     task = asyncio.create_task(
         # The grandchild keeps the pipes open.
         asyncio.create_subprocess_shell("sleep 60 & echo $!; wait", stdin=PIPE, stdout=PIPE, stderr=PIPE)
@@ -405,7 +405,7 @@ async def test_cancelled_at_every_await(count: int, again: bool) -> None:
     )
     await turns(count)
     if not task.cancel():
-        process = task.result()
+        process: Any = task.result()
         if is_ours():
             os.kill(int(await in_time(process.stdout.readline())), signal.SIGKILL)
         process.kill()
@@ -417,12 +417,12 @@ async def test_cancelled_at_every_await(count: int, again: bool) -> None:
     with pytest.raises(asyncio.CancelledError):
         await in_time(task)
     if is_ours():
-        await until(lambda: loop.statistics().handles == 0)  # type: ignore[attr-defined]
+        await until(lambda: loop.statistics().handles == 0)
 
 
 async def test_out_of_descriptors_on_the_way() -> None:
     resource = pytest.importorskip("resource")
-    loop = asyncio.get_running_loop()
+    loop: Any = asyncio.get_running_loop()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     before = open_descriptors()
     started = 0
@@ -438,7 +438,7 @@ async def test_out_of_descriptors_on_the_way() -> None:
             os.close(taken.pop())
         failed = None
         try:
-            process = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE, stderr=PIPE)
+            process: Any = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE, stderr=PIPE)
         except OSError as error:
             failed = error.errno
         else:
@@ -451,7 +451,7 @@ async def test_out_of_descriptors_on_the_way() -> None:
         assert failed in {None, errno.EMFILE}
         if not is_ours():
             return  # asyncio leaves a child behind where it gets no pidfd
-        await until(lambda: loop.statistics().handles == 0)  # type: ignore[attr-defined]
+        await until(lambda: loop.statistics().handles == 0)
         assert open_descriptors() == before, free
     assert started
 
@@ -470,7 +470,7 @@ async def test_H9_a_status_that_somebody_else_has_read(caplog: pytest.LogCapture
 async def test_H9_the_watch_ends_with_the_reap(handler_calls: HandlerCalls) -> None:
     """A pidfd stays readable: a watch that stayed would make every poll return at once."""
     loop: Any = asyncio.get_running_loop()
-    process = await asyncio.create_subprocess_exec("true")
+    process: Any = await asyncio.create_subprocess_exec("true")
     await in_time(process.wait())
     assert loop.statistics().handles == 0
     before = loop.statistics().polls
@@ -485,7 +485,7 @@ REFUSED = [errno.ENOSYS, errno.EMFILE, errno.EPERM, errno.ESRCH]
 async def test_H9_a_status_that_another_thread_is_about_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     """Popen.wait() in a thread has reaped the child, and says so while it holds the lock."""
     monkeypatch.setenv("VELOCILOOP_SPAWN", "popen")
-    process = await asyncio.create_subprocess_exec("cat", stdin=PIPE)
+    process: Any = await asyncio.create_subprocess_exec("cat", stdin=PIPE)
     popen = popen_of(process)
 
     class Held:
@@ -509,7 +509,7 @@ async def test_H9_without_pidfd_a_thread_waits(number: int, monkeypatch: pytest.
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("velociloop.transports.process.pidfd_open", refuse)
-    process = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE)
+    process: Any = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE)
     names = [thread.name for thread in threading.enumerate()]
     assert (f"velociloop-wait-{process.pid}" in names) is not by_uv()
     assert await in_time(process.communicate(b"x")) == (b"x", None)

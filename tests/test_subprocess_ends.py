@@ -32,7 +32,7 @@ def no_child_is_left() -> Iterator[None]:
         os.waitpid(-1, os.WNOHANG)
 
 
-def popen_of(process: asyncio.subprocess.Process) -> Any:
+def popen_of(process: Any) -> Any:
     return process._transport.get_extra_info("subprocess")
 
 
@@ -44,7 +44,7 @@ def test_a_child_outlives_its_loop(loop_factory: Callable[[], asyncio.AbstractEv
     before = open_descriptors()
     read, write = os.pipe()
     loop = loop_factory()
-    process = loop.run_until_complete(asyncio.create_subprocess_exec("cat", stdin=read, stdout=DEVNULL))
+    process: Any = loop.run_until_complete(asyncio.create_subprocess_exec("cat", stdin=read, stdout=DEVNULL))
     loop.close()
     os.close(read)
     assert open_descriptors().keys() - before.keys() == {write}
@@ -61,7 +61,7 @@ def test_a_child_outlives_its_loop(loop_factory: Callable[[], asyncio.AbstractEv
 @pytest.mark.parametrize("stdin", [PIPE, DEVNULL], ids=["pipe", "devnull"])
 def test_a_forgotten_child_is_killed(loop_factory: Callable[[], asyncio.AbstractEventLoop], stdin: int) -> None:
     loop = loop_factory()
-    process = loop.run_until_complete(
+    process: Any = loop.run_until_complete(
         asyncio.create_subprocess_exec("sleep", "60", stdin=stdin, stdout=PIPE if stdin == PIPE else DEVNULL)
     )
     with warnings.catch_warnings(record=True) as caught:
@@ -82,7 +82,7 @@ def test_a_status_seen_before_the_loop_closes_leaves_no_zombie(
     loop_factory: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
     loop = loop_factory()
-    process = loop.run_until_complete(asyncio.create_subprocess_exec("cat", stdin=PIPE))
+    process: Any = loop.run_until_complete(asyncio.create_subprocess_exec("cat", stdin=PIPE))
     popen = popen_of(process)
     popen.kill()
     assert popen.wait() == -signal.SIGKILL
@@ -108,7 +108,7 @@ def test_the_loop_closes_under_a_waiting_thread(
     monkeypatch.setenv("VELOCILOOP_SPAWN", "popen")
     monkeypatch.setattr("velociloop.transports.process.pidfd_open", refuse)
     read, write = os.pipe()
-    process = loop.run_until_complete(asyncio.create_subprocess_exec("cat", stdin=read, stdout=DEVNULL))
+    process: Any = loop.run_until_complete(asyncio.create_subprocess_exec("cat", stdin=read, stdout=DEVNULL))
     os.close(read)
     loop.close()
     (thread,) = (thread for thread in threading.enumerate() if thread.name.startswith("velociloop-wait"))
@@ -124,13 +124,13 @@ def test_the_loop_closes_under_a_waiting_thread(
 
 
 async def test_need_25_sigchld_handler_of_the_loop() -> None:
-    loop = asyncio.get_running_loop()
+    loop: Any = asyncio.get_running_loop()
     seen = asyncio.Event()
     loop.add_signal_handler(signal.SIGCHLD, seen.set)
     try:
         for status in range(3):
             seen.clear()
-            process = await asyncio.create_subprocess_shell(f"exit {status}", stdin=PIPE, stdout=PIPE)
+            process: Any = await asyncio.create_subprocess_shell(f"exit {status}", stdin=PIPE, stdout=PIPE)
             await in_time(process.communicate(b""))
             assert process.returncode == status
             await in_time(seen.wait())
@@ -145,7 +145,7 @@ async def test_need_25_sigchld_handler_of_python() -> None:
     seen = []
     previous = signal.signal(signal.SIGCHLD, lambda *_: seen.append(True))
     try:
-        process = await asyncio.create_subprocess_shell("exit 3")
+        process: Any = await asyncio.create_subprocess_shell("exit 3")
         assert await in_time(process.wait()) == 3
         await until(lambda: seen)
         assert signal.getsignal(signal.SIGCHLD) is not previous
@@ -157,7 +157,7 @@ async def test_children_that_nobody_keeps(caplog: pytest.LogCaptureFixture) -> N
     """SIGCHLD ignored: the kernel reaps, and the status is lost."""
     previous = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
-        process = await asyncio.create_subprocess_shell("read line; exit 3", stdin=PIPE)
+        process: Any = await asyncio.create_subprocess_shell("read line; exit 3", stdin=PIPE)
         await in_time(process.communicate(b""))
     finally:
         signal.signal(signal.SIGCHLD, previous)
@@ -167,7 +167,7 @@ async def test_children_that_nobody_keeps(caplog: pytest.LogCaptureFixture) -> N
 
 @pytest.mark.ours("what libuv leaves behind")
 async def test_H9_sigchld_is_as_before_when_no_child_is_left() -> None:
-    process = await asyncio.create_subprocess_exec("true")
+    process: Any = await asyncio.create_subprocess_exec("true")
     await in_time(process.wait())
     with open("/proc/self/status") as file:
         caught = next(int(line.split()[1], 16) for line in file if line.startswith("SigCgt"))
@@ -183,7 +183,7 @@ FORKED = """
         if not (child := os.fork()):
             # A loop of its own, with a child of its own; its parent's child stays what it is.
             async def own():
-                process = await asyncio.create_subprocess_shell("exit 5", stdin=subprocess.PIPE)
+                process: Any = await asyncio.create_subprocess_shell("exit 5", stdin=subprocess.PIPE)
                 return await process.wait()
             asyncio.events._set_running_loop(None)
             loop = new_child_loop()
@@ -212,11 +212,11 @@ ADOPTED = """
     async def start():
         return await asyncio.create_subprocess_exec("cat", stdin=read)
     async def own():
-        process = await asyncio.create_subprocess_shell("exit 5")
+        process: Any = await asyncio.create_subprocess_shell("exit 5")
         return await process.wait()
     read, write = os.pipe()
     loop = new_child_loop()
-    process = loop.run_until_complete(start())
+    process: Any = loop.run_until_complete(start())
     os.close(read)
     popen = process._transport.get_extra_info("subprocess")
     if not (child := os.fork()):
@@ -257,7 +257,7 @@ def test_H11_an_inherited_loop_does_not_watch_the_parents_children(
 
 async def test_need_29_children_that_use_a_loop_themselves() -> None:
     program = "import asyncio, subprocess; print(asyncio.run(asyncio.to_thread(subprocess.getoutput, 'echo hello')))"
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=PIPE)
+    process: Any = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=PIPE)
     out, _ = await in_time(process.communicate())
     assert (out, process.returncode) == (b"hello\n", 0)
 
@@ -270,18 +270,18 @@ async def test_a_loop_in_another_thread_has_children() -> None:
     if name == "asyncio" and sys.version_info < (3, 12):
         pytest.skip("what asyncio's child watcher does in threads depends on the version")
 
-    async def there() -> int:
-        process = await asyncio.create_subprocess_shell("cat >&2; exit 3", stdin=PIPE, stderr=PIPE)
+    async def there() -> Any:
+        process: Any = await asyncio.create_subprocess_shell("cat >&2; exit 3", stdin=PIPE, stderr=PIPE)
         await process.communicate(b"x")
         assert process.returncode is not None
         return process.returncode
 
-    def run() -> int:
+    def run() -> Any:
         loop = FACTORIES[name]()
         with contextlib.closing(loop):
             return loop.run_until_complete(there())
 
-    codes = await in_time(asyncio.gather(asyncio.to_thread(run), asyncio.to_thread(run), there()))
+    codes: Any = await in_time(asyncio.gather(asyncio.to_thread(run), asyncio.to_thread(run), there()))
     assert codes == [3, 3, 3]
 
 

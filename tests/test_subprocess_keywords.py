@@ -82,9 +82,11 @@ async def show(row: Row) -> None:
     read, inheritable = os.pipe()
     os.set_inheritable(inheritable, True)
     try:
-        keywords = {name: (inheritable,) if value == "inheritable" else value for name, value in row.keywords.items()}
+        keywords: dict[str, Any] = {
+            name: (inheritable,) if value == "inheritable" else value for name, value in row.keywords.items()
+        }
         command = row.command.replace("{inheritable}", str(inheritable))
-        process = await asyncio.create_subprocess_shell(command, stdout=PIPE, **keywords)
+        process: Any = await asyncio.create_subprocess_shell(command, stdout=PIPE, **keywords)
         out, _ = await in_time(process.communicate())
         expected = row.expected if isinstance(row.expected, str) else row.expected()
         assert out.decode().strip() == expected.strip()
@@ -117,7 +119,7 @@ def test_every_keyword_has_its_row() -> None:
 async def test_pipesize() -> None:
     import fcntl
 
-    process = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE, pipesize=16384)
+    process: Any = await asyncio.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE, pipesize=16384)
     for fd in (0, 1):
         pipe = process._transport.get_pipe_transport(fd).get_extra_info("pipe")
         assert fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) == 16384
@@ -147,7 +149,7 @@ async def test_bad_values(keywords: dict[str, Any], exception: Any) -> None:
 
 async def test_descriptors_of_the_loop_are_not_inherited() -> None:
     program = "import json, os; print(json.dumps(os.listdir('/proc/self/fd')))"
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdin=PIPE, stdout=PIPE)
+    process: Any = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdin=PIPE, stdout=PIPE)
     out, _ = await in_time(process.communicate(b""))
     assert set(json.loads(out)) == {"0", "1", "2", "3"}  # 3 is listdir's
 
@@ -156,7 +158,7 @@ async def test_a_descriptor_of_ours_that_does_not_block_stays_so() -> None:
     read, write = os.pipe()
     os.set_blocking(write, False)
     try:
-        process = await asyncio.create_subprocess_exec("true", stdout=write)
+        process: Any = await asyncio.create_subprocess_exec("true", stdout=write)
         assert await in_time(process.wait()) == 0
         assert not os.get_blocking(write)
     finally:
@@ -168,7 +170,7 @@ async def test_a_closed_standard_stream_is_no_hindrance() -> None:
     saved = os.dup(0)
     os.close(0)
     try:
-        process = await asyncio.create_subprocess_shell(
+        process: Any = await asyncio.create_subprocess_shell(
             "test -e /proc/self/fd/0 || echo closed", stdin=None, stdout=PIPE
         )
         out, _ = await in_time(process.communicate())
@@ -182,7 +184,7 @@ async def test_ignored_signals() -> None:
     """A difference of the uv road: libuv resets every signal."""
     previous = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        process = await asyncio.create_subprocess_shell("kill -USR1 $$; echo alive", stdout=PIPE)
+        process: Any = await asyncio.create_subprocess_shell("kill -USR1 $$; echo alive", stdout=PIPE)
         out, _ = await in_time(process.communicate())
     finally:
         signal.signal(signal.SIGUSR1, previous)
@@ -191,12 +193,12 @@ async def test_ignored_signals() -> None:
 
 
 async def test_audit_event_is_raised() -> None:
-    seen = []
+    seen: list[Any] = []
     # There is no way to take a hook away again.
     sys.addaudithook(
         lambda event, args: seen.append(args[1]) if event == "subprocess.Popen" and len(seen) < 9 else None
     )
-    process = await asyncio.create_subprocess_exec("true", "argument")
+    process: Any = await asyncio.create_subprocess_exec("true", "argument")
     await in_time(process.wait())
     assert seen[:1] == [["true", "argument"]]
     seen.extend([None] * 9)

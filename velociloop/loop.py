@@ -17,7 +17,6 @@ from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
 from .scheduling.turn import run_once
 from .scheduling.wakeup import SignalWakeup
-from .transports.pipe import ReadPipeTransport, WritePipeTransport
 from .uv.core import Core, Statistics, stdio_held
 from .uv.selector import Selector
 
@@ -283,14 +282,6 @@ class Loop(SelectorEventLoop):
         )
         streams.make_socket_transport(self, rawsock, tls, None, extra, server)
         return tls._app_transport
-
-    # -- pipes --------------------------------------------------------------------------
-
-    def _make_read_pipe_transport(self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None) -> Any:
-        return ReadPipeTransport(self, self._core, pipe, protocol, waiter, extra)
-
-    def _make_write_pipe_transport(self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None) -> Any:
-        return WritePipeTransport(self, self._core, pipe, protocol, waiter, extra)
 
     # -- servers ------------------------------------------------------------------------
 

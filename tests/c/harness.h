@@ -32,7 +32,6 @@ extern const test_case timer_tests[];
 extern const test_case descriptor_tests[];
 extern const test_case closed_descriptor_tests[];
 extern const test_case fork_tests[];
-extern const test_case reader_tests[];
 extern const test_case signal_tests[];
 extern const test_case process_tests[];
 

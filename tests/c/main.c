@@ -26,7 +26,6 @@ static const struct {
     {"descriptors", descriptor_tests},
     {"closed descriptors", closed_descriptor_tests},
     {"fork", fork_tests},
-    {"reader", reader_tests},
     {"signal", signal_tests},
     {"process", process_tests},
 };

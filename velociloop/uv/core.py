@@ -239,19 +239,6 @@ class Core:
         """Have POLL records made for ``events`` (READABLE, WRITABLE; 0: none).  Returns 0 or an error code."""
         return errors.raise_if_refused(lib.vl_poll_events(self.pointer, key, events))
 
-    def open_reader(self, fd: int) -> int:
-        """Read from ``fd``, which stays the caller's, nothing yet; returns the key."""
-        return errors.check(lib.vl_reader_open(self.pointer, fd))
-
-    def start_reader(self, key: int) -> int:
-        """Let received bytes become READ records.  Returns 0 or an error code."""
-        return errors.raise_if_refused(lib.vl_reader_start(self.pointer, key))
-
-    def stop_reader(self, key: int) -> int:
-        """No more READ records from the next poll on.  Returns 0 or an error code."""
-        status = int(lib.vl_reader_stop(self.pointer, key))
-        return status if status == ERR_FOREIGN else errors.raise_if_refused(status)
-
     def signal_action(self, signum: int) -> bytes:
         """Return what a signal does now (a ``struct sigaction``), for :meth:`open_signal`."""
         action = ffi.new("char[]", lib.VL_ACTION_BYTES)

@@ -116,7 +116,6 @@ void handle_report(vl_handle *handle, int32_t op, int64_t result) {
 static int32_t failure_op(vl_kind kind) {
   switch (kind) {
   case VL_KIND_STREAM:
-  case VL_KIND_READER:
     return VL_OP_READ;
   case VL_KIND_LISTENER:
     return VL_OP_ACCEPT;

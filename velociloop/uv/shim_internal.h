@@ -46,7 +46,6 @@ typedef enum {
   VL_KIND_LISTENER,
   VL_KIND_SELECTOR,
   VL_KIND_POLL,
-  VL_KIND_READER,
   VL_KIND_SIGNAL,
   VL_KIND_UDP,
   VL_KIND_PROCESS
@@ -236,8 +235,6 @@ int os_renumber(int fd);
 int os_close(int fd);
 /* A connection, non-blocking and close-on-exec, or an error. */
 int os_accept(int listener, void *address, size_t room, size_t *size);
-/* read(2): bytes, 0 at the end, or an error. */
-ssize_t os_read(int fd, char *out, size_t size);
 int os_shutdown_write(int fd);
 /* getsockname(2); returns the length. */
 int os_sockname(int fd, char *out, int room);

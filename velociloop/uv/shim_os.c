@@ -29,13 +29,6 @@ int os_accept(int listener, void *address, size_t room, size_t *size) {
   return (int)fd;
 }
 
-ssize_t os_read(int fd, char *out, size_t size) {
-  (void)fd;
-  (void)out;
-  (void)size;
-  return UV_ENOTSUP;
-}
-
 int os_shutdown_write(int fd) {
   return shutdown((SOCKET)fd, SD_SEND) == 0 ? 0 : uv_translate_sys_error(WSAGetLastError());
 }
@@ -252,14 +245,6 @@ int os_accept(int listener, void *address, size_t room, size_t *size) {
   /* "If addrlen is larger than the buffer, the address is truncated." */
   *size = (size_t)length < room ? (size_t)length : room;
   return fd;
-}
-
-ssize_t os_read(int fd, char *out, size_t size) {
-  ssize_t count = read(fd, out, size);
-
-  if (count >= 0)
-    return count;
-  return errno == EWOULDBLOCK ? UV_EAGAIN : failure();
 }
 
 int os_shutdown_write(int fd) {

@@ -11,11 +11,12 @@ from typing import Any, TypeVarTuple
 
 from ._compat import SSL_HANDSHAKE_TIMEOUT, SSL_SHUTDOWN_TIMEOUT, SelectorEventLoop
 from ._platform import at_fork
-from .api import resolve, serve, signals, streams
+from .api import pipes, resolve, serve, signals, streams
 from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
 from .scheduling.turn import run_once
 from .scheduling.wakeup import SignalWakeup
+from .transports.watch import Watches
 from .uv.core import Core, Statistics, stdio_held
 from .uv.selector import Selector
 
@@ -44,6 +45,7 @@ class Loop(SelectorEventLoop):
         self.core = Core()
         self.scope = CallbackScope()
         self.listeners: dict[int, Any] = {}
+        self.watches = Watches(self.core)
         self._user_sockets: set[int] = set()
         self._wakeup = SignalWakeup()
         self._signal_watches = signals.SignalWatches(self, self.core)
@@ -256,6 +258,12 @@ class Loop(SelectorEventLoop):
         )
         streams.make_socket_transport(self, rawsock, tls, None, extra, server)
         return tls._app_transport
+
+    def _make_read_pipe_transport(self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None) -> Any:
+        return pipes.make_read_pipe_transport(self, pipe, protocol, waiter, extra)
+
+    def _make_write_pipe_transport(self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None) -> Any:
+        return pipes.make_write_pipe_transport(self, pipe, protocol, waiter, extra)
 
     async def create_server(self, *args: Any, start_serving: bool = True, **kwargs: Any) -> Any:
         """See ``asyncio.loop.create_server``.  Cancelled, it leaves no server behind."""

@@ -13,6 +13,7 @@ if sys.platform == "win32":
         at_fork,
         duplicate_socket,
         new_selector,
+        tells_of_closed_reader,
     )
 else:
     from .unix import (
@@ -22,6 +23,7 @@ else:
         at_fork,
         duplicate_socket,
         new_selector,
+        tells_of_closed_reader,
     )
 
 __all__ = [
@@ -31,4 +33,5 @@ __all__ = [
     "at_fork",
     "duplicate_socket",
     "new_selector",
+    "tells_of_closed_reader",
 ]

@@ -26,6 +26,7 @@ static const struct {
     {"closed descriptors", closed_descriptor_tests},
     {"fork", fork_tests},
     {"signal", signal_tests},
+    {"reader", reader_tests},
 };
 
 void check_failed(const char *file, int line, const char *what) {

@@ -11,6 +11,7 @@ from pathlib import Path
 NEEDS = {
     1: "closing a descriptor that add_reader watches does not kill the process",
     2: "a regular file is an exception, not an abort",
+    4: "no double close of a pipe's descriptor",
     6: "nest_asyncio, tools that read _ready and _scheduled",
     7: "loop.sendfile, sock_sendfile",
     8: "sock_recvfrom, sock_recvfrom_into, sock_sendto",
@@ -18,7 +19,7 @@ NEEDS = {
     10: "Server.close_clients, abort_clients, wait_closed, serve_forever",
     11: "Happy Eyeballs, all_errors, keep_alive",
     12: "write after close",
-    15: "get_extra_info('socket')",
+    15: "get_extra_info('socket'), get_extra_info('pipe')",
     16: "exact timers",
     17: "call_soon_threadsafe from threads, signal handlers and finalizers",
     18: "TLS ends: no linger, no hang",

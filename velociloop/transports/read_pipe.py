@@ -68,7 +68,8 @@ class ReadPipeTransport(asyncio.ReadTransport):
             info.append("closed" if self._phase is Phase.CLOSED else "closing")
         info.append(f"fd={self._fileno}")
         if self._phase is not Phase.CLOSED:
-            info.append("polling" if self._reading is Reading.ACTIVE else "idle")
+            polling = "polling" if self._reading is Reading.ACTIVE else "idle"
+            info.append("open" if self._watches.core.closed else polling)
         return f"<{' '.join(info)}>"
 
     def __del__(self, _warn: Any = warnings.warn) -> None:

@@ -66,7 +66,8 @@ class WritePipeTransport(FlowControlMixin, asyncio.WriteTransport):
             info.append("closed" if self._phase is Phase.CLOSED else "closing")
         info.append(f"fd={self._fileno}")
         if self._phase is not Phase.CLOSED:
-            info.append("polling" if self._buffer else "idle")
+            polling = "polling" if self._buffer else "idle"
+            info.append("open" if self._watches.core.closed else polling)
             info.append(f"bufsize={len(self._buffer)}")
         return f"<{' '.join(info)}>"
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import os
+import sys
 import tempfile
 import warnings
 from typing import Any
@@ -114,6 +115,26 @@ async def test_the_same_pipe_connected_twice() -> None:
     far.close()
 
 
+@pytest.mark.ours("asyncio's selector has one reader a descriptor: the user's takes the transport's place")
+async def test_a_reader_of_the_users_own_beside_the_transport() -> None:
+    loop = asyncio.get_running_loop()
+    near, far = make_pipe()
+    transport, protocol = await loop.connect_read_pipe(Recorder, near)
+    called = asyncio.Event()
+    loop.add_reader(near, called.set)
+    transport.pause_reading()
+    os.write(far.fileno(), b"1")
+    await in_time(called.wait())
+    transport.resume_reading()
+    assert await protocol.bytes_received(1) == b"1"
+    assert loop.remove_reader(near)
+    os.write(far.fileno(), b"2")
+    assert await protocol.bytes_received(2) == b"12"
+    transport.close()
+    await finished(protocol)
+    far.close()
+
+
 async def test_the_number_of_a_forgotten_transport() -> None:
     """Its user has closed the file and not the transport: the next file with its number is heard all the same."""
     loop = asyncio.get_running_loop()
@@ -193,6 +214,7 @@ async def test_wrong_files(direction: str) -> None:
         await connect(Recorder, 5)
 
 
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy collects when it sees fit")
 def test_loop_close_with_open_pipes(loop: Loop) -> None:
     """The transports warn when they are collected, and close their files."""
 

@@ -6,6 +6,7 @@ import asyncio
 import io
 import logging
 import os
+import sys
 from typing import Any
 
 import pytest
@@ -53,12 +54,17 @@ async def test_what_waits_is_the_bytes_of_the_moment(make: Any) -> None:
         expected = bytes(source)
         transport.write(data)
         assert transport.get_write_buffer_size()
+        # asyncio leaves its views to the collector, which shows on PyPy.
+        resizable = is_ours() or sys.implementation.name != "pypy"
         if make is bytearray:
             data[:] = b"\0" * len(data)
-            data.append(0)
+            if resizable:
+                data.append(0)
         elif make is memoryview:
             data.release()
-            source.clear()
+            source[:] = b"\0" * len(source)
+            if resizable:
+                source.clear()
         assert await asyncio.to_thread(receive_all, far, len(expected)) == expected
 
 

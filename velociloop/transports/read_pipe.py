@@ -148,7 +148,8 @@ class ReadPipeTransport(asyncio.ReadTransport):
 
     def on_descriptor_lost(self, exc: BaseException) -> None:
         """See ``End``."""
-        self._fatal_error(exc, "Fatal read error on pipe transport")
+        if self._phase is Phase.OPEN:
+            self._fatal_error(exc, "Fatal read error on pipe transport")
 
     def _read_ready(self) -> None:
         if not self._received or self._phase is not Phase.OPEN or self._reading is not Reading.ACTIVE:

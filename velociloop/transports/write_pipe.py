@@ -174,7 +174,8 @@ class WritePipeTransport(FlowControlMixin, asyncio.WriteTransport):
 
     def on_descriptor_lost(self, exc: BaseException) -> None:
         """See ``End``."""
-        self._fatal_error(exc, "Fatal error on pipe transport")
+        if self._phase in (Phase.OPEN, Phase.CLOSING):
+            self._fatal_error(exc, "Fatal error on pipe transport")
 
     def _read_ready(self) -> None:
         # The reading end was closed; nobody sends to a writing end.

@@ -288,7 +288,7 @@ def test_H1_a_nested_turn_within_a_pipes_data_received(loop: Loop) -> None:
 
     transport, protocol = loop.run_until_complete(connect())
     os.write(far_ends[0], b"1")
-    run_turns(loop, 5)
+    run_turns(loop, 1)
     assert bytes(protocol.received) == b"1nnn"
     # And in one that is told of bytes held back by a pause.
     transport.pause_reading()

@@ -51,6 +51,8 @@ async def test_need_4_the_descriptor_is_closed_once(direction: str) -> None:
     transport.close()
     await finished(protocol)
     assert near.closed and closes == [number]
+    if is_ours():
+        assert loop.statistics().handles == 0  # type: ignore[attr-defined]
     assert transport.get_protocol() is None
     # The number is another file's now, and stays it.
     again = os.dup(other)
@@ -133,6 +135,27 @@ async def test_a_reader_of_the_users_own_beside_the_transport() -> None:
     transport.close()
     await finished(protocol)
     far.close()
+
+
+@pytest.mark.ours("velociloop's own table of watches")
+async def test_a_watch_goes_on_as_epoll_does() -> None:
+    """A closed reader (POLLERR) stops libuv's uv_poll; whoever watches is told until it has had enough."""
+    told: list[int] = []
+
+    class Patient:
+        def on_readable(self) -> None:
+            told.append(1)
+
+    loop: Any = asyncio.get_running_loop()
+    far, near = make_pipe()
+    watch = loop.watches.of(near.fileno())
+    end = Patient()
+    watch.start_reader(end, 1)
+    far.close()
+    await until(lambda: len(told) >= 3)
+    watch.leave(end)
+    assert loop.statistics().handles == 0 and not loop.watches.by_fd
+    near.close()
 
 
 async def test_the_number_of_a_forgotten_transport() -> None:

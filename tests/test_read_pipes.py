@@ -45,13 +45,19 @@ async def test_all_that_was_written_comes_before_the_end(kind: str) -> None:
 
 
 async def test_the_end_of_an_empty_pipe() -> None:
-    async with reading() as (transport, protocol, far):
+    """The transport is closing when eof_received() comes, whatever that returns."""
+
+    class Looking(Recorder):
+        def eof_received(self) -> bool:
+            assert self.transport.is_closing() and not self.transport.is_reading()
+            self.transport.pause_reading()
+            self.transport.close()
+            super().eof_received()
+            return True
+
+    async with reading(protocol_factory=Looking) as (_, protocol, far):
         await turns()
         far.close()
-        await in_time(asyncio.shield(protocol.eof))
-        # asyncio is closing by then; whatever eof_received() returns, the end follows.
-        assert transport.is_closing()
-        transport.close()
         assert await finished(protocol) is None
         assert protocol.events == ["made", "eof", "lost"]
 
@@ -125,6 +131,26 @@ async def test_pausing_at_any_moment_loses_nothing(seed: int) -> None:
         await sender
         assert await finished(protocol) is None
         assert bytes(protocol.received) == data
+
+
+@pytest.mark.ours("asyncio leaves them in the kernel")
+async def test_what_was_read_in_two_turns_that_paused_comes_in_order() -> None:
+    """pause_reading() between a poll and its dispatch: the bytes wait, and nothing overtakes them."""
+    loop = asyncio.get_running_loop()
+    async with reading() as (transport, protocol, far):
+        await turns()
+        for data in (b"1", b"2"):
+            os.write(far.fileno(), data)
+            loop.call_soon(transport.pause_reading)  # runs in the turn whose poll reads
+            transport.resume_reading()
+            await turns()
+            assert not transport.is_reading()
+        assert not protocol.received
+        far.close()
+        transport.resume_reading()
+        assert await finished(protocol) is None
+        assert bytes(protocol.received) == b"12"
+        assert protocol.events == ["made", "data", "eof", "lost"]
 
 
 async def test_paused_in_connection_made() -> None:

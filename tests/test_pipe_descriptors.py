@@ -98,6 +98,61 @@ async def test_both_directions_on_one_file_object() -> None:
     slave.close()
 
 
+async def test_neither_direction_stops_the_other() -> None:
+    loop = asyncio.get_running_loop()
+    master, slave = make_pty()
+    data = pattern(100_000)
+    reader, received = await loop.connect_read_pipe(Recorder, master)
+    writer, sent = await loop.connect_write_pipe(Recorder, master)
+    writer.write(data)
+    assert writer.get_write_buffer_size()  # nobody reads yet
+    os.write(slave.fileno(), b"in")
+    assert await received.bytes_received(2) == b"in"
+    reader.pause_reading()
+    reader.resume_reading()
+    assert writer.get_write_buffer_size()
+    with open(os.dup(slave.fileno()), "rb", 0) as other:
+        assert await asyncio.to_thread(receive_all, other, len(data)) == data
+        await until(lambda: not writer.get_write_buffer_size())
+        os.write(slave.fileno(), b"!")
+        assert await received.bytes_received(3) == b"in!"
+    writer.close()
+    reader.close()
+    await finished(sent)
+    await finished(received)
+    slave.close()
+
+
+@pytest.mark.ours("asyncio's transport that ends closes the file that both share")
+async def test_the_end_of_one_direction_is_not_the_others() -> None:
+    class Kept(io.FileIO):
+        def close(self) -> None:
+            """The file of both: its owner closes it."""
+
+    loop = asyncio.get_running_loop()
+    master, slave = make_pty()
+    shared = Kept(os.dup(master.fileno()), "r+")
+    master.close()
+    data = pattern(100_000)
+    reader, received = await loop.connect_read_pipe(Recorder, shared)
+    writer, sent = await loop.connect_write_pipe(Recorder, shared)
+    writer.write(data)
+    reader.close()
+    assert await finished(received) is None
+    with open(os.dup(slave.fileno()), "rb", 0) as other:
+        assert await asyncio.to_thread(receive_all, other, len(data)) == data
+    await until(lambda: not writer.get_write_buffer_size())
+    reader, received = await loop.connect_read_pipe(Recorder, shared)
+    writer.close()
+    assert await finished(sent) is None
+    os.write(slave.fileno(), b"in")
+    assert await received.bytes_received(2) == b"in"
+    reader.close()
+    assert await finished(received) is None
+    io.FileIO.close(shared)
+    slave.close()
+
+
 async def test_the_same_pipe_connected_twice() -> None:
     """The second transport takes the descriptor over, as in asyncio's selector."""
     loop = asyncio.get_running_loop()

@@ -187,6 +187,25 @@ TEST(nothing_is_lost_without_memory) {
   close_core(core);
 }
 
+TEST(what_another_has_read_is_nothing) {
+  vl_core *core = open_core();
+  watched one = read_pipe(core);
+  watched other = watch(core, dup(one.near), one.far, VL_RECEIVE);
+  vl_record record;
+
+  check_quiet(core);
+  send_text(one.far, "hello"); /* both are readable, and one reads */
+  CHECK_EQ(vl_core_poll(core, WITHOUT_LIMIT), VL_POLL_RECORDS);
+  CHECK(take(core, &record));
+  check_read(core, &record, record.owner, "hello");
+  CHECK(!take(core, &record));
+  check_quiet(core);
+  end(core, &one);
+  end(core, &other);
+  close_fd(one.far);
+  close_core(core);
+}
+
 TEST(not_watched_is_not_read) {
   vl_core *core = open_core();
   watched one = read_pipe(core);
@@ -450,6 +469,7 @@ const test_case reader_tests[] = {
     CASE(all_that_is_in_a_pipe_comes_before_its_end),
     CASE(h4_one_grant_a_poll),
     CASE(nothing_is_lost_without_memory),
+    CASE(what_another_has_read_is_nothing),
     CASE(not_watched_is_not_read),
     CASE(a_reset_socket_gives_its_bytes_and_its_error),
     CASE(bytes_beside_an_error_are_read_first),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import os
 import socket
 from typing import Any
 
@@ -261,3 +263,40 @@ def test_H1_connection_made_stops_the_loop(loop: Loop) -> None:
     run_turns(loop, 5)
     assert [bytes(protocol.received) for _, protocol, _ in made] == [b"A", b"B", b"C", b"D"]
     end(loop, made)
+
+
+@pytest.mark.ours("asyncio's readers cannot run in a turn that they run themselves")
+def test_H1_a_nested_turn_within_a_pipes_data_received(loop: Loop) -> None:
+    far_ends: list[int] = []
+
+    class Nesting(Recorder):
+        depth = 0
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.depth < 3:
+                self.depth += 1
+                os.write(far_ends[0], b"n")
+                loop._run_once()  # type: ignore[attr-defined]
+                loop._run_once()  # type: ignore[attr-defined]
+
+    async def connect() -> tuple[Any, Any]:
+        near, far = os.pipe()
+        far_ends.append(far)
+        made: tuple[Any, Any] = await loop.connect_read_pipe(Nesting, io.FileIO(near, "r"))
+        return made
+
+    transport, protocol = loop.run_until_complete(connect())
+    os.write(far_ends[0], b"1")
+    run_turns(loop, 1)
+    assert bytes(protocol.received) == b"1nnn"
+    # And in one that is told of bytes held back by a pause.
+    transport.pause_reading()
+    transport._received.append(b"2")
+    protocol.depth = 2
+    transport.resume_reading()
+    run_turns(loop, 5)
+    assert bytes(protocol.received) == b"1nnn2n"
+    transport.close()
+    os.close(far_ends[0])
+    run_turns(loop, 3)

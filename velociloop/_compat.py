@@ -36,8 +36,9 @@ overrides or reads: ``_selector``, ``_ready``, ``_scheduled``, ``_stopping``, ``
 ``_clock_resolution``, ``_timer_cancelled_count``, ``_transports``, ``_signal_handlers``,
 ``_csock``, ``_run_once``, ``_process_events``, ``_write_to_self``, ``_make_self_pipe``,
 ``_close_self_pipe``, ``_make_socket_transport``, ``_make_ssl_transport``,
-``_make_datagram_transport``, ``_start_serving``, ``_stop_serving``, ``_ensure_fd_no_transport``,
-``_check_closed``, ``_check_running``, ``_make_subprocess_transport``.
+``_make_datagram_transport``, ``_start_serving``, ``_stop_serving``, ``_make_read_pipe_transport``,
+``_make_write_pipe_transport``, ``_make_subprocess_transport``, ``_ensure_fd_no_transport``, ``_check_closed``,
+``_check_running``.  Of ``asyncio.Handle``: ``_run``, ``_cancelled``.
 """
 
 import asyncio

@@ -12,11 +12,12 @@ from typing import Any, TypeVarTuple
 
 from ._compat import SSL_HANDSHAKE_TIMEOUT, SSL_SHUTDOWN_TIMEOUT, SelectorEventLoop
 from ._platform import at_fork
-from .api import datagrams, resolve, serve, signals, streams, subprocess
+from .api import datagrams, pipes, resolve, serve, signals, streams, subprocess
 from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
 from .scheduling.turn import run_once
 from .scheduling.wakeup import SignalWakeup
+from .transports.watch import Watches
 from .uv.core import Core, Statistics, stdio_held
 from .uv.selector import Selector
 
@@ -45,6 +46,7 @@ class Loop(SelectorEventLoop):
         self._core = Core()
         self._scope = CallbackScope()
         self._listeners: dict[int, Any] = {}
+        self._watches = Watches(self._core)
         self._user_sockets: set[int] = set()
         self._wakeup = SignalWakeup()
         self._signal_watches = signals.SignalWatches(self, self._core)
@@ -282,6 +284,12 @@ class Loop(SelectorEventLoop):
         )
         streams.make_socket_transport(self, rawsock, tls, None, extra, server)
         return tls._app_transport
+
+    def _make_read_pipe_transport(self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None) -> Any:
+        return pipes.make_read_pipe_transport(self, pipe, protocol, waiter, extra)
+
+    def _make_write_pipe_transport(self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None) -> Any:
+        return pipes.make_write_pipe_transport(self, pipe, protocol, waiter, extra)
 
     # -- servers ------------------------------------------------------------------------
 

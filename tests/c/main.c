@@ -28,6 +28,7 @@ static const struct {
     {"fork", fork_tests},
     {"signal", signal_tests},
     {"process", process_tests},
+    {"reader", reader_tests},
 };
 
 void check_failed(const char *file, int line, const char *what) {

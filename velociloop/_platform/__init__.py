@@ -14,6 +14,7 @@ if sys.platform == "win32":
         at_fork,
         duplicate_socket,
         new_selector,
+        tells_of_closed_reader,
     )
 else:
     from .unix import (
@@ -24,6 +25,7 @@ else:
         at_fork,
         duplicate_socket,
         new_selector,
+        tells_of_closed_reader,
     )
 
 __all__ = [
@@ -34,4 +36,5 @@ __all__ = [
     "at_fork",
     "duplicate_socket",
     "new_selector",
+    "tells_of_closed_reader",
 ]

@@ -3,6 +3,7 @@
 import os
 import selectors
 import socket
+import stat
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ __all__ = [
     "at_fork",
     "duplicate_socket",
     "new_selector",
+    "tells_of_closed_reader",
 ]
 
 AF_UNIX: int = socket.AF_UNIX
@@ -43,6 +45,19 @@ def new_selector() -> Any:
     if not hasattr(selector, "fileno"):
         raise OSError("velociloop needs epoll or kqueue, which this system's Python does not offer")
     return selector
+
+
+def tells_of_closed_reader(status: os.stat_result) -> bool:
+    """Return whether a writing end polls as readable once the reading end was closed.
+
+    asyncio knows two exceptions: pipes on AIX, and named FIFOs on Apple's systems and Solaris, which poll
+    as readable while they hold unread data, and tell of no close (gh-145030).
+    """
+    if not stat.S_ISFIFO(status.st_mode):
+        return stat.S_ISSOCK(status.st_mode)
+    if sys.platform in {"darwin", "ios", "tvos", "watchos", "sunos5"}:
+        return status.st_nlink == 0  # os.pipe()
+    return not sys.platform.startswith("aix")
 
 
 def at_fork(before: Callable[[], None], in_parent: Callable[[], None], in_child: Callable[[], None]) -> None:

@@ -1,5 +1,6 @@
 """Windows: the names are here, the selector is not yet.  Nothing of this was ever run."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ __all__ = [
     "at_fork",
     "duplicate_socket",
     "new_selector",
+    "tells_of_closed_reader",
 ]
 
 AF_UNIX: int = -1  # asyncio has no Unix sockets there
@@ -32,6 +34,11 @@ def duplicate_socket(fd: int) -> int:
 def new_selector() -> Any:
     """Raise OSError: a selector with a descriptor of its own does not exist there."""
     raise OSError("velociloop does not support Windows yet; use asyncio's own loop there")
+
+
+def tells_of_closed_reader(status: os.stat_result) -> bool:
+    """Return False: there are no such pipes."""
+    return False
 
 
 def at_fork(before: Callable[[], None], in_parent: Callable[[], None], in_child: Callable[[], None]) -> None:

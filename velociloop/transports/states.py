@@ -1,4 +1,4 @@
-"""The states of a stream transport, each an enum with its transitions.
+"""The states of a stream or pipe transport, each an enum with its transitions.
 
 Three things change independently: the connection as a whole, what is read, and what is written.
 """
@@ -15,7 +15,7 @@ class Phase(enum.Enum):
 
         OPEN --close()--> CLOSING --all bytes sent; abort(); error--> LOST --connection_lost()--> CLOSED
           |                                                             ^
-          +--close(), nothing to send; abort(); error-------------------+
+          +--close(), nothing to send; abort(); error; a pipe's end-----+
 
     CLOSING: what was written before ``close()`` is still being sent; nothing is read.
     LOST: ``connection_lost`` is scheduled.  CLOSED: it was called, the descriptor is closed.

@@ -24,6 +24,7 @@ POLL_RECORDS: int = lib.VL_POLL_RECORDS
 POLL_SELECTOR: int = lib.VL_POLL_SELECTOR
 READABLE: int = lib.VL_READABLE
 WRITABLE: int = lib.VL_WRITABLE
+RECEIVE: int = lib.VL_RECEIVE
 ERR_FOREIGN: int = lib.VL_ERR_FOREIGN
 
 # libuv reports whole requests, while asyncio's low-water mark counts unsent bytes: so queued data
@@ -236,8 +237,24 @@ class Core:
         return errors.check(lib.vl_poll_open(self.pointer, fd))
 
     def set_poll(self, key: int, events: int) -> int:
-        """Have POLL records made for ``events`` (READABLE, WRITABLE; 0: none).  Returns 0 or an error code."""
+        """Have POLL records made for ``events`` (READABLE, WRITABLE; 0: none), READ records for RECEIVE.
+
+        Returns 0 or an error code.
+        """
         return errors.raise_if_refused(lib.vl_poll_events(self.pointer, key, events))
+
+    def reduce_poll(self, key: int, events: int) -> int:
+        """The same for less than before."""
+        status = int(lib.vl_poll_events(self.pointer, key, events))
+        # As in stop_reading().
+        return status if status == ERR_FOREIGN else errors.raise_if_refused(status)
+
+    def write_descriptor(self, fd: int, data: bytes | bytearray | memoryview) -> int:
+        """write(2) what the kernel takes now (0: nothing); returns the number of bytes, or an error code."""
+        if type(data) is bytes:
+            return int(lib.vl_descriptor_write(self.pointer, fd, data, len(data)))
+        with ffi.from_buffer(data) as view:  # let go at once, as in try_write()
+            return int(lib.vl_descriptor_write(self.pointer, fd, view, len(view)))
 
     def signal_action(self, signum: int) -> bytes:
         """Return what a signal does now (a ``struct sigaction``), for :meth:`open_signal`."""

@@ -60,6 +60,7 @@ struct vl_handle {
   vl_kind kind;
   int stream_kind;          /* VL_STREAM_...: its own, or that of accepted ones */
   int batch;                /* listener: accepts a poll */
+  int events;               /* poll: VL_READABLE, ..., that are watched */
   bool late_used;
   union {
     uv_handle_t any;
@@ -220,6 +221,12 @@ int poll_new(vl_core *core, vl_kind kind, int fd, vl_handle **out);
 /* Starts it and gives it its key; on failure it is discarded. */
 int64_t poll_register(vl_handle *handle, int events, uv_poll_cb callback);
 
+/* -- reading from it (shim_reader.c) ------------------------------------------------ */
+
+/* Reads once from a readable descriptor, into a VL_OP_READ record.  False: no more is to be
+ * read, the end or an error was reported. */
+bool reader_receive(vl_handle *handle, int fd);
+
 /* -- signals (shim_signal.c) ---------------------------------------------------- */
 
 /* In a forked child: stops a signal handle.  The core need not be entered. */
@@ -236,6 +243,10 @@ int os_close(int fd);
 /* A connection, non-blocking and close-on-exec, or an error. */
 int os_accept(int listener, void *address, size_t room, size_t *size);
 int os_shutdown_write(int fd);
+/* read(2): bytes, 0: the end, UV_EAGAIN: nothing now, or an error. */
+int64_t os_read(int fd, char *out, size_t room);
+/* write(2): bytes, 0: none now, or an error. */
+int64_t os_write(int fd, const char *data, size_t size);
 /* getsockname(2); returns the length. */
 int os_sockname(int fd, char *out, int room);
 /* What a signal does: read into, and set from, an object of VL_ACTION_BYTES. */

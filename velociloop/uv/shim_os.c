@@ -33,6 +33,20 @@ int os_shutdown_write(int fd) {
   return shutdown((SOCKET)fd, SD_SEND) == 0 ? 0 : uv_translate_sys_error(WSAGetLastError());
 }
 
+int64_t os_read(int fd, char *out, size_t room) {
+  (void)fd;
+  (void)out;
+  (void)room;
+  return UV_ENOTSUP; /* its descriptors are no files */
+}
+
+int64_t os_write(int fd, const char *data, size_t size) {
+  (void)fd;
+  (void)data;
+  (void)size;
+  return UV_ENOTSUP;
+}
+
 int os_sockname(int fd, char *out, int room) {
   return getsockname((SOCKET)fd, (struct sockaddr *)out, &room) == 0 ? room
                                                                      : uv_translate_sys_error(WSAGetLastError());
@@ -249,6 +263,22 @@ int os_accept(int listener, void *address, size_t room, size_t *size) {
 
 int os_shutdown_write(int fd) {
   return shutdown(fd, SHUT_WR) == 0 ? 0 : failure();
+}
+
+static bool is_not_now(void) {
+  return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
+}
+
+int64_t os_read(int fd, char *out, size_t room) {
+  ssize_t size = read(fd, out, room);
+
+  return size >= 0 ? size : is_not_now() ? UV_EAGAIN : failure();
+}
+
+int64_t os_write(int fd, const char *data, size_t size) {
+  ssize_t written = write(fd, data, size);
+
+  return written >= 0 ? written : is_not_now() ? 0 : failure();
 }
 
 int os_sockname(int fd, char *out, int room) {

@@ -1,6 +1,7 @@
 /* shim_poll.c: watching descriptors that stay their owner's.
  *
- * Facts: libuv allows one watcher a descriptor (UV_EEXIST), and answers UV_EPERM for a plain file. */
+ * Facts: libuv allows one watcher a descriptor (UV_EEXIST), and answers UV_EPERM for a plain file.
+ * uv_poll stops at POLLERR and says UV_EBADF. */
 #include "shim_internal.h"
 
 _Static_assert(VL_READABLE == (int)UV_READABLE && VL_WRITABLE == (int)UV_WRITABLE,
@@ -39,18 +40,56 @@ static void on_selector(uv_poll_t *poll, int status, int events) {
   handle->core->selector_ready = true;
 }
 
+static void on_events(uv_poll_t *poll, int status, int events);
+
+/* Has libuv watch for handle->events. */
+static int watch(vl_handle *handle) {
+  int events = handle->events & (VL_READABLE | VL_WRITABLE);
+
+  if (handle->events & VL_RECEIVE)
+    events |= UV_READABLE;
+  return events == 0 ? uv_poll_stop(&handle->uv.poll) : uv_poll_start(&handle->uv.poll, events, on_events);
+}
+
+/* Reads, and says what of the events is left to be told. */
+static int receive(vl_handle *handle, int events) {
+  uv_os_fd_t fd = (uv_os_fd_t)-1;
+  int err = uv_fileno(&handle->uv.any, &fd);
+
+  if (err == 0 && reader_receive(handle, (int)(intptr_t)fd))
+    return events & ~UV_READABLE;
+  handle->events &= ~VL_RECEIVE;
+  err = watch(handle);
+  if (err != 0)
+    handle_report(handle, VL_OP_POLL, err);
+  return events & ~UV_READABLE;
+}
+
 static void on_events(uv_poll_t *poll, int status, int events) {
   vl_handle *handle = poll->data;
-  vl_record record = {handle->key, VL_OP_POLL, 0, events, 0};
+  vl_record record = {handle->key, VL_OP_POLL, 0, 0, 0};
 
   if (status != 0) {
     /* uv_poll has stopped itself after POLLERR ("uv__io_stop"). */
     (void)uv_poll_stop(&handle->uv.poll);
-    handle_report(handle, VL_OP_POLL, status);
-    return;
+    if (!(handle->events & VL_RECEIVE)) {
+      handle_report(handle, VL_OP_POLL, status);
+      return;
+    }
+    /* What is still in a socket must be read all the same, and then its error is. */
+    events = UV_READABLE | (handle->events & VL_WRITABLE);
+    status = watch(handle);
+    if (status != 0) {
+      handle_report(handle, VL_OP_POLL, status);
+      return;
+    }
   }
+  if (handle->events & VL_RECEIVE && events & UV_READABLE)
+    events = receive(handle, events);
+  record.result = events;
   /* Without room nothing is lost: the descriptor is still ready in the next poll. */
-  (void)ring_push(handle->core, &record);
+  if (events != 0)
+    (void)ring_push(handle->core, &record);
 }
 
 /* -- entries ------------------------------------------------------------------ */
@@ -77,13 +116,22 @@ int vl_poll_events(vl_core *core, int64_t key, int events) {
   handle = handle_find(core, key, VL_KIND_POLL);
   if (handle == NULL) {
     err = VL_ERR_STALE;
-  } else if (events == 0) {
-    err = uv_poll_stop(&handle->uv.poll);
   } else {
-    err = uv_poll_start(&handle->uv.poll, events & (VL_READABLE | VL_WRITABLE), on_events);
+    handle->events = events;
+    err = watch(handle);
   }
   core_leave(core);
   return err;
+}
+
+int64_t vl_descriptor_write(vl_core *core, int fd, const char *data, size_t size) {
+  int64_t written = core_enter(core);
+
+  if (written != 0)
+    return written;
+  written = os_write(fd, data, size);
+  core_leave(core);
+  return written;
 }
 
 int64_t vl_selector_open(vl_core *core, int fd) {

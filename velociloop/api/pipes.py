@@ -1,0 +1,63 @@
+"""``connect_read_pipe`` and ``connect_write_pipe``: asyncio's own code ends here, with the user's file object."""
+
+import asyncio
+import os
+import stat
+from typing import Any
+
+from .._platform import tells_of_closed_reader
+from ..transports.read_pipe import ReadPipeTransport
+from ..transports.write_pipe import WritePipeTransport
+
+__all__ = ["make_read_pipe_transport", "make_write_pipe_transport"]
+
+
+def _descriptor(pipe: Any) -> int:
+    fd = pipe.fileno()
+    if type(fd) is not int:
+        # A mock passes for the number 1 in C, and standard output would become the pipe.
+        raise TypeError(f"the pipe's descriptor is not an integer: {fd!r}")
+    return fd
+
+
+def _check_kind(pipe: Any, status: os.stat_result, sentence: str) -> None:
+    mode = status.st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)):
+        raise ValueError(f"{sentence} Use a thread (asyncio.to_thread) for {pipe!r}.")
+
+
+def make_read_pipe_transport(
+    loop: Any,
+    pipe: Any,
+    protocol: asyncio.BaseProtocol,
+    waiter: "asyncio.Future[None] | None" = None,
+    extra: dict[str, Any] | None = None,
+) -> ReadPipeTransport:
+    """Return a transport that receives from ``pipe``, a file object, and closes it in the end.
+
+    Raises ValueError if it is no pipe, FIFO, socket or character device.
+    """
+    fd = _descriptor(pipe)
+    _check_kind(pipe, os.fstat(fd), "Pipe transport is for pipes/sockets only.")
+    os.set_blocking(fd, False)
+    return ReadPipeTransport(loop, loop._watches, pipe, fd, protocol, waiter, extra)
+
+
+def make_write_pipe_transport(
+    loop: Any,
+    pipe: Any,
+    protocol: asyncio.BaseProtocol,
+    waiter: "asyncio.Future[None] | None" = None,
+    extra: dict[str, Any] | None = None,
+) -> WritePipeTransport:
+    """Return a transport that writes to ``pipe``, a file object, and closes it in the end.
+
+    Raises ValueError if it is no pipe, FIFO, socket or character device.
+    """
+    fd = _descriptor(pipe)
+    status = os.fstat(fd)
+    _check_kind(pipe, status, "Pipe transport is only for pipes, sockets and character devices.")
+    os.set_blocking(fd, False)
+    return WritePipeTransport(
+        loop, loop._watches, pipe, fd, protocol, waiter, extra, notices_end=tells_of_closed_reader(status)
+    )

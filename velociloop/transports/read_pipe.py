@@ -1,0 +1,221 @@
+"""The receiving end of a pipe, FIFO, socket or character device.
+
+The contract is asyncio's ``ReadTransport``, and where its documentation is silent the Unix pipe transport of the
+installed interpreter.
+"""
+
+import asyncio
+import errno
+import warnings
+from asyncio.log import logger
+from collections import deque
+from typing import Any
+
+from .._compat import set_result_unless_cancelled
+from ..uv import errors
+from .states import Phase, Reading
+from .watch import RECEIVE, EventHandle, Watch, Watches
+
+__all__ = ["ReadPipeTransport"]
+
+_EOF = errors.EOF
+
+
+class ReadPipeTransport(asyncio.ReadTransport):
+    """Delivers what the shim reads from ``pipe``, a file object that keeps its descriptor ``fd``.
+
+    Made by the loop.  The transport closes ``pipe`` in the end, once, and nobody else does.
+    """
+
+    _extra: dict[str, Any]
+    _loop: Any
+    _protocol: Any
+    _pipe: Any = None  # for __del__ of one that was never complete
+
+    def __init__(
+        self,
+        loop: Any,
+        watches: Watches,
+        pipe: Any,
+        fd: int,
+        protocol: asyncio.BaseProtocol,
+        waiter: "asyncio.Future[None] | None" = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(extra)
+        self._extra["pipe"] = pipe
+        self._loop = loop
+        self._watches = watches
+        self._watch: Watch | None = None
+        self._fileno = fd
+        self._protocol = protocol
+        self._phase = Phase.OPEN
+        self._reading = Reading.IDLE
+        self._paused = False
+        #: What was read but not delivered yet: bytes, or the code of the end or of an error.
+        self._received: deque[bytes | int] = deque()
+        self._reader: EventHandle | None = None
+        self._pipe = pipe
+
+        # asyncio's order: connection_made, then reading, then whoever waits for the connection.
+        loop.call_soon(protocol.connection_made, self)
+        loop.call_soon(self._begin_reading)
+        if waiter is not None:
+            loop.call_soon(set_result_unless_cancelled, waiter, None)
+
+    def __repr__(self) -> str:
+        info = [type(self).__name__]
+        if self._phase is not Phase.OPEN:
+            info.append("closed" if self._phase is Phase.CLOSED else "closing")
+        info.append(f"fd={self._fileno}")
+        if self._phase is not Phase.CLOSED:
+            polling = "polling" if self._reading is Reading.ACTIVE else "idle"
+            info.append("open" if self._watches.core.closed else polling)
+        return f"<{' '.join(info)}>"
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if self._pipe is not None:
+            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+            self._pipe.close()
+
+    def is_closing(self) -> bool:
+        """Return whether the transport is closing or closed, by its user or by the end of what it reads."""
+        return self._phase is not Phase.OPEN
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Set the protocol that the next event goes to."""
+        self._protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Return the current protocol; None after ``connection_lost``, as asyncio."""
+        protocol: asyncio.BaseProtocol = self._protocol
+        return protocol
+
+    # -- reading ---------------------------------------------------------------------
+
+    def is_reading(self) -> bool:
+        """Return whether the transport would deliver what arrives."""
+        return self._phase is Phase.OPEN and not self._paused
+
+    def pause_reading(self) -> None:
+        """Deliver nothing until :meth:`resume_reading`; does nothing if paused or closing."""
+        if not self.is_reading():
+            return
+        self._stop_watching()
+        self._reading = Reading.IDLE
+        self._paused = True
+        if self._loop.get_debug():
+            logger.debug("%r pauses reading", self)
+
+    def resume_reading(self) -> None:
+        """Deliver again, first what had been read before the pause."""
+        if self._phase is not Phase.OPEN or not self._paused:
+            return
+        self._paused = False
+        try:
+            self._begin_reading()
+        except RuntimeError:
+            self._paused = True  # in the wrong thread: nothing has changed
+            raise
+        if self._loop.get_debug():
+            logger.debug("%r resumes reading", self)
+
+    def _begin_reading(self) -> None:
+        if self._phase is not Phase.OPEN or self._reading is not Reading.IDLE or self._paused:
+            return
+        ended = bool(self._received) and type(self._received[-1]) is int
+        if not ended:
+            # Raises what asyncio's add_reader does, with the same effect: PermissionError for /dev/null.
+            self._watch = self._watches.of(self._fileno)
+            self._watch.start_reader(self, RECEIVE)
+        # asyncio's reader is a Handle made here: what it runs sees this context's variables.
+        self._reader = EventHandle(self._read_ready, self._loop)
+        self._reading = Reading.ACTIVE
+        if self._received:
+            self._loop.call_soon(self._reader.run)
+
+    def on_read(self, result: int, slab: Any, offset: int) -> None:
+        """See ``Owner``."""
+        if self._phase is not Phase.OPEN:
+            return
+        self._received.append(slab[offset : offset + result] if result > 0 else result)
+        if self._reading is Reading.ACTIVE:
+            self._reader.run()  # type: ignore[union-attr]  # by _begin_reading()
+
+    def on_readable(self) -> None:
+        """See ``End``: what was meant for a writer of this descriptor, which this one has replaced."""
+
+    def on_writable(self) -> None:
+        """See ``End``; never asked for."""
+
+    def on_descriptor_lost(self, exc: BaseException) -> None:
+        """See ``End``."""
+        if self._phase is Phase.OPEN:
+            self._fatal_error(exc, "Fatal read error on pipe transport")
+
+    def _read_ready(self) -> None:
+        if not self._received or self._phase is not Phase.OPEN or self._reading is not Reading.ACTIVE:
+            return
+        item = self._received.popleft()
+        try:
+            if isinstance(item, bytes):
+                self._protocol.data_received(item)
+            elif item == _EOF:
+                self._receive_eof()
+            else:
+                self._fatal_error(errors.exception_for(item), "Fatal read error on pipe transport")
+        finally:
+            if self._received and self._reading is Reading.ACTIVE:
+                self._loop.call_soon(self._reader.run)  # type: ignore[union-attr]  # by _begin_reading()
+
+    def _receive_eof(self) -> None:
+        if self._loop.get_debug():
+            logger.info("%r was closed by peer", self)
+        self._end_reading()
+        self._loop.call_soon(self._protocol.eof_received)
+        self._loop.call_soon(self._call_connection_lost, None)
+
+    # -- the end -----------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop reading and close the pipe; ``connection_lost(None)`` follows."""
+        self._close(None)
+
+    def _close(self, exc: BaseException | None) -> None:
+        if self._phase is not Phase.OPEN:
+            return
+        self._end_reading()
+        self._loop.call_soon(self._call_connection_lost, exc)
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.stop_reader(self)
+
+    def _end_reading(self) -> None:
+        self._stop_watching()
+        self._phase = Phase.LOST
+        self._reading = Reading.ENDED
+        self._received.clear()
+
+    def _fatal_error(self, exc: BaseException, message: str) -> None:
+        # A terminal's hang-up is EIO: nothing that the program could be blamed for.
+        if isinstance(exc, OSError) and exc.errno == errno.EIO:
+            if self._loop.get_debug():
+                logger.debug("%r: %s", self, message, exc_info=exc)
+        else:
+            self._loop.call_exception_handler(
+                {"message": message, "exception": exc, "transport": self, "protocol": self._protocol}
+            )
+        self._close(exc)
+
+    def _call_connection_lost(self, exc: BaseException | None) -> None:
+        try:
+            self._protocol.connection_lost(exc)
+        finally:
+            # libuv first: it aborts if the descriptor goes away under a registration (H6).
+            if self._watch is not None:
+                self._watch.leave(self)
+            self._phase = Phase.CLOSED
+            pipe, self._pipe = self._pipe, None
+            self._protocol = self._loop = self._watch = self._reader = None
+            pipe.close()

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from support import HandlerCalls, Recorder, in_time, is_ours, run_child, turns, until
+from support import HandlerCalls, Recorder, in_time, run_child, turns, until
 
 Loop = asyncio.AbstractEventLoop
 MUCH = 1 << 20

@@ -37,7 +37,7 @@ python-check:
 $(TEST_ENV)/.installed: $(PACKAGING) $(C_FILES) | python-check
 	@echo "== $(TEST_ENV): building velociloop with asserts, installing the tests' tools"
 	@test -x $(TEST_ENV)/bin/python || $(PYTHON) -m venv $(TEST_ENV)
-	@VELOCILOOP_DEBUG=1 $(TEST_ENV)/bin/python $(PIP) --editable '.[test]'
+	@VELOCILOOP_DEBUG=1 $(TEST_ENV)/bin/python $(PIP) --prefer-binary --editable '.[test]'
 	@touch $@
 
 # As a user gets it.  setuptools keeps deleted modules in build/lib*.

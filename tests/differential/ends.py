@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from .outcome import RAISED, EndRun
+from .outcome import RAISED, EndRun, in_one_wording
 from .scenario import CERTAINLY_BUFFERED_BYTES, ENDINGS, MAX_WRITE_BYTES, WRITES, EndSpec, Op
 
 if TYPE_CHECKING:
@@ -353,8 +353,7 @@ class End:
         try:
             return self.perform(op, transport)
         except (TypeError, ValueError, RuntimeError, OSError) as error:
-            # asyncio 3.11's writelines() is a write(), in its errors too.
-            return (type(error).__name__, str(error).replace("writelines()", "write()"))
+            return (type(error).__name__, in_one_wording(str(error)))
         except AttributeError:
             # asyncio's transport, where close() had to wait for the peer, forgets to count itself as lost: its
             # abort() and write() then go on to what is gone.

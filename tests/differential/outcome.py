@@ -11,7 +11,7 @@ Left out, always:
 - the order of callbacks of *different* ends: it is the kernel's.
 - what is_closing() and is_reading() say after an operation on a connection whose other end has gone:
   velociloop may notice the failed write only when the callback ends (docs/differences.md).
-- whether an error of writelines() calls it so (asyncio 3.11 says "write()").
+- what asyncio words otherwise in other releases (`in_one_wording`).
 - a handler's repr in "Exception in callback ...", and the addresses' port numbers.
 
 Left out of a run that is `weak`, which the operations decide and not the run's luck: everything but the
@@ -28,6 +28,14 @@ from typing import Any
 #: With what an unlucky connection may end.
 RAISED = "Raised"
 WEAK_ENDS = frozenset({"None", "ConnectionResetError", "BrokenPipeError", RAISED})
+
+
+def in_one_wording(message: str) -> str:
+    """An error's message, with one word for what asyncio's releases word differently."""
+    # 3.11's writelines() is a write(), in its errors too.
+    message = message.replace("writelines()", "write()")
+    # 3.14 lists the types that it takes, in maintenance releases.
+    return message.replace("a bytes, bytearray, or memoryview object", "a bytes-like object")
 
 
 @dataclasses.dataclass

@@ -18,12 +18,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
+import importlib.util
 import os
+import shutil
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import hypothesis
+import hypothesis.strategies
 import pytest
+from certificates import Authority, Certificate
 from support import FACTORIES, HandlerCalls, open_descriptors
 
 if TYPE_CHECKING:
@@ -83,9 +89,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     # What collection made is never garbage; frozen, it does not cost each test's gc.collect() its time.
-    gc.collect()
     if hasattr(gc, "freeze"):  # not on PyPy
+        first_example()
+        gc.collect()
         gc.freeze()
+
+
+@hypothesis.settings(max_examples=1, database=None)
+@hypothesis.given(hypothesis.strategies.none())
+def first_example(nothing: None) -> None:
+    """Have hypothesis make its source of random numbers, whose holder it looks for among what is not frozen."""
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:
@@ -146,18 +159,21 @@ def loop(loop_factory: LoopFactory) -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @pytest.fixture(scope="session")
-def authority() -> trustme.CA:
-    made: trustme.CA = pytest.importorskip("trustme", reason="its cryptography has no build for PyPy").CA()
-    return made
+def authority(tmp_path_factory: pytest.TempPathFactory) -> trustme.CA | Authority:
+    if importlib.util.find_spec("trustme") is not None:
+        return importlib.import_module("trustme").CA()  # type: ignore[no-any-return]
+    if shutil.which("openssl") is None:
+        pytest.skip("neither trustme nor the openssl tool is here to make certificates")
+    return Authority(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="session")
-def certificate(authority: trustme.CA) -> trustme.LeafCert:
+def certificate(authority: trustme.CA | Authority) -> trustme.LeafCert | Certificate:
     return authority.issue_cert("localhost", "127.0.0.1")
 
 
 @pytest.fixture(scope="session")
-def server_tls(certificate: trustme.LeafCert) -> ssl.SSLContext:
+def server_tls(certificate: trustme.LeafCert | Certificate) -> ssl.SSLContext:
     """A server context for "localhost", signed by the authority of this run."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
@@ -165,7 +181,7 @@ def server_tls(certificate: trustme.LeafCert) -> ssl.SSLContext:
 
 
 @pytest.fixture(scope="session")
-def client_tls(authority: trustme.CA) -> ssl.SSLContext:
+def client_tls(authority: trustme.CA | Authority) -> ssl.SSLContext:
     """A client context that trusts the authority of this run."""
     context = ssl.create_default_context()
     authority.configure_trust(context)

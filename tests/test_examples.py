@@ -213,6 +213,7 @@ def test_an_echo_client_without_a_server_says_so(client: str) -> None:
 @pytest.mark.parametrize("client", ["echo_client", "stream_echo_client"])
 def test_an_echo_client_stops_at_ctrl_c(client: str) -> None:
     with socket.create_server((LOCALHOST, 0)) as silent:
+        silent.settimeout(HANG_S)  # an example that fails to start connects to nobody
         host, port = silent.getsockname()
         with running(client, "--host", host, "--port", str(port)) as example:
             with silent.accept()[0] as sock:

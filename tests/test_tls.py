@@ -14,6 +14,7 @@ from support import LOCALHOST, Echo, HandlerCalls, Recorder, in_time, is_ours, p
 
 if TYPE_CHECKING:
     import trustme
+    from certificates import Authority, Certificate
 
 pytestmark = pytest.mark.debug_variant
 
@@ -63,7 +64,7 @@ async def test_extra_info(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
         assert client.get_extra_info("no such name", 7) == 7
 
 
-async def test_alpn(certificate: trustme.LeafCert, authority: trustme.CA) -> None:
+async def test_alpn(certificate: trustme.LeafCert | Certificate, authority: trustme.CA | Authority) -> None:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(server)
     server.set_alpn_protocols(["h2", "http/1.1"])
@@ -74,7 +75,9 @@ async def test_alpn(certificate: trustme.LeafCert, authority: trustme.CA) -> Non
         assert ends.client.transport.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
 
 
-async def test_client_certificates(authority: trustme.CA, certificate: trustme.LeafCert) -> None:
+async def test_client_certificates(
+    authority: trustme.CA | Authority, certificate: trustme.LeafCert | Certificate
+) -> None:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(server)
     server.verify_mode = ssl.CERT_REQUIRED

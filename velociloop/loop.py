@@ -3,7 +3,6 @@
 import asyncio
 import signal
 import socket
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -352,15 +351,12 @@ class Loop(SelectorEventLoop):
             return
         if self._core.foreign:
             self._adopt()
-        if not sys.is_finalizing():
-            # asyncio does it too late, and would unset what restore() has put back.
-            for sig in list(self._signal_handlers):
-                self.remove_signal_handler(sig)
-        self._wakeup.restore()
+        self._wakeup.mute(self._csock.fileno())  # super().close() closes it before it removes the signal handlers
         for owner in list(self._core.registry.owners.values()):
             owner.on_loop_close()
         self._listeners.clear()
         super().close()
+        self._wakeup.restore()  # not before: with the last signal handler asyncio unsets the descriptor
         self._core.close()
 
     # -- fork (H11) -------------------------------------------------------------------

@@ -14,9 +14,9 @@ __all__ = ["make_read_pipe_transport", "make_write_pipe_transport"]
 
 def _descriptor(pipe: Any) -> int:
     fd = pipe.fileno()
-    if type(fd) is not int:
+    if not isinstance(fd, int):
         # A mock passes for the number 1 in C, and standard output would become the pipe.
-        raise TypeError(f"the pipe's descriptor is not an integer: {fd!r}")
+        raise TypeError(f"'{type(fd).__name__}' object cannot be interpreted as an integer")
     return fd
 
 

@@ -67,6 +67,11 @@ class SignalWakeup:
         if self._fd != _NONE and _in_main_thread():
             signal.set_wakeup_fd(self._fd, warn_on_full_buffer=False)
 
+    def mute(self, fd: int) -> None:
+        """Before ``fd`` is closed: no signal writes to it any more, nor into a descriptor that gets its number."""
+        if _in_main_thread():
+            self._unset(fd)
+
     def abandon(self, fd: int) -> None:
         """In a forked child: its signals must not reach the parent's loop, whose descriptor ``fd`` is.
 
@@ -74,8 +79,10 @@ class SignalWakeup:
         """
         mine = self._fd
         self._fd = self._previous = _NONE
-        if not _in_main_thread():
-            return
+        if _in_main_thread():
+            self._unset(mine, fd)
+
+    def _unset(self, *fds: int) -> None:
         found = signal.set_wakeup_fd(_NONE)
-        if found not in (mine, fd, _NONE):
+        if found not in (*fds, _NONE):
             signal.set_wakeup_fd(found, warn_on_full_buffer=False)

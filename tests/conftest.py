@@ -30,7 +30,7 @@ import hypothesis
 import hypothesis.strategies
 import pytest
 from certificates import Authority, Certificate
-from support import FACTORIES, HandlerCalls, open_descriptors
+from support import FACTORIES, HandlerCalls, collect, open_descriptors
 
 if TYPE_CHECKING:
     import trustme
@@ -134,7 +134,7 @@ def ends_empty() -> Iterator[None]:
             assert statistics().handles == 0, f"handles are left in {loop!r}: {statistics()!r}"
     harness.loops.clear()
     # Unclosed transports and never-retrieved exceptions warn or call the handler when collected: have it here.
-    gc.collect()
+    collect()
     unexpected += harness.handler_calls.take_all()
     assert not unexpected, f"the exception handler was called: {unexpected!r}"
     leaked = {fd: target for fd, target in open_descriptors().items() if before.get(fd) != target}

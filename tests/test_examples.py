@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import http.client
+import importlib.util
 import json
 import os
 import pathlib
@@ -241,6 +242,7 @@ def test_chat() -> None:
             example.stop()
 
 
+@pytest.mark.skipif(importlib.util.find_spec("trustme") is None, reason="its cryptography has no build for PyPy")
 def test_tls_echo() -> None:
     with running("tls_echo", "--port", "0") as example:
         host, port = example.address()

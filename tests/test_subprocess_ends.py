@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -18,7 +17,7 @@ from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import pytest
-from support import FACTORIES, in_time, is_ours, open_descriptors, run_child, turns, until
+from support import FACTORIES, collect, in_time, is_ours, open_descriptors, run_child, turns, until
 
 pytestmark = pytest.mark.both_roads
 
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.both_roads
 def no_child_is_left() -> Iterator[None]:
     """Neither a running child nor a zombie."""
     yield
-    gc.collect()
+    collect()
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
@@ -70,7 +69,7 @@ def test_a_forgotten_child_is_killed(loop_factory: Callable[[], asyncio.Abstract
         popen = popen_of(process)
         transport = weakref.ref(process._transport)
         del process
-        gc.collect()
+        collect()
         assert transport() is None
     assert "unclosed transport <" in "".join(str(warning.message) for warning in caught)
     assert {warning.category for warning in caught} == {ResourceWarning}
@@ -90,7 +89,7 @@ def test_a_status_seen_before_the_loop_closes_leaves_no_zombie(
         warnings.simplefilter("ignore", ResourceWarning)
         loop.close()
         del process
-        gc.collect()
+        collect()
     with pytest.raises(ChildProcessError):
         os.waitpid(popen.pid, os.WNOHANG)
 

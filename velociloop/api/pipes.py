@@ -12,12 +12,13 @@ from ..transports.write_pipe import WritePipeTransport
 __all__ = ["make_read_pipe_transport", "make_write_pipe_transport"]
 
 
-def _descriptor(pipe: Any) -> int:
+def _look_at(pipe: Any) -> tuple[int, os.stat_result]:
     fd = pipe.fileno()
+    status = os.fstat(fd)
     if not isinstance(fd, int):
         # A mock passes for the number 1 in C, and standard output would become the pipe.
         raise TypeError(f"'{type(fd).__name__}' object cannot be interpreted as an integer")
-    return fd
+    return fd, status
 
 
 def _check_kind(pipe: Any, status: os.stat_result, sentence: str) -> None:
@@ -37,8 +38,8 @@ def make_read_pipe_transport(
 
     Raises ValueError if it is no pipe, FIFO, socket or character device.
     """
-    fd = _descriptor(pipe)
-    _check_kind(pipe, os.fstat(fd), "Pipe transport is for pipes/sockets only.")
+    fd, status = _look_at(pipe)
+    _check_kind(pipe, status, "Pipe transport is for pipes/sockets only.")
     os.set_blocking(fd, False)
     return ReadPipeTransport(loop, loop._watches, pipe, fd, protocol, waiter, extra)
 
@@ -54,8 +55,7 @@ def make_write_pipe_transport(
 
     Raises ValueError if it is no pipe, FIFO, socket or character device.
     """
-    fd = _descriptor(pipe)
-    status = os.fstat(fd)
+    fd, status = _look_at(pipe)
     _check_kind(pipe, status, "Pipe transport is only for pipes, sockets and character devices.")
     os.set_blocking(fd, False)
     return WritePipeTransport(

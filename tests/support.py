@@ -460,7 +460,13 @@ class Child(subprocess.Popen[str]):
             stdout=subprocess.PIPE,
             stderr=self.stderr_file,
             text=True,
+            start_new_session=True,
         )
+
+    def kill(self) -> None:
+        """Kill the child and what it has started, which might keep its output open."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def line(self) -> str:
         """The next line of its output."""

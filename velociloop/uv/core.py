@@ -7,8 +7,7 @@ Errors come back as negative codes where the caller has to look at them on a hot
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._platform import NATIVE_CODES_ARE_ERRNO
 from . import errors
@@ -39,8 +38,7 @@ _NAME_BYTES = 128
 _EINTR = -errno.EINTR if NATIVE_CODES_ARE_ERRNO else 0  # waitid(2)'s; there is none on Windows
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
+class Statistics(NamedTuple):
     """Counters of one loop, for tests and operators.
 
     ``handles``, ``closing`` and ``writes`` are libuv handles that the loop's user has open, handles that

@@ -6,7 +6,6 @@ is found by key at dispatch, never kept in the record, and buffers belong to the
 so that their release does not depend on an owner.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Owner", "Registry"]
@@ -62,14 +61,19 @@ class Owner:
         alone.  Nothing, for most."""
 
 
-@dataclass(slots=True)
 class Registry:
     """The one table of open handles, and the one of pinned buffers."""
 
-    owners: dict[int, Owner] = field(default_factory=dict)
-    #: token -> (size in bytes, cdata that keeps the written object where it is)
-    pins: dict[int, tuple[int, Any]] = field(default_factory=dict)
-    _last_token: int = 0
+    __slots__ = ("_last_token", "owners", "pins")
+
+    def __init__(self) -> None:
+        self.owners: dict[int, Owner] = {}
+        #: token -> (size in bytes, cdata that keeps the written object where it is)
+        self.pins: dict[int, tuple[int, Any]] = {}
+        self._last_token = 0
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} owners={len(self.owners)} pins={len(self.pins)}>"
 
     def pin(self, size: int, cdata: Any) -> int:
         """Keep ``cdata`` until :meth:`unpin` and return the token to find it by."""

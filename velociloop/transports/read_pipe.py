@@ -6,31 +6,26 @@ installed interpreter.
 
 import asyncio
 import errno
-import warnings
 from asyncio.log import logger
 from collections import deque
 from typing import Any
 
 from .._compat import set_result_unless_cancelled
 from ..uv import errors
+from .pipe_end import PipeEnd
 from .states import Phase, Reading
-from .watch import RECEIVE, EventHandle, Watch, Watches
+from .watch import RECEIVE, EventHandle, Watches
 
 __all__ = ["ReadPipeTransport"]
 
 _EOF = errors.EOF
 
 
-class ReadPipeTransport(asyncio.ReadTransport):
+class ReadPipeTransport(PipeEnd, asyncio.ReadTransport):
     """Delivers what the shim reads from ``pipe``, a file object that keeps its descriptor ``fd``.
 
     Made by the loop.  The transport closes ``pipe`` in the end, once, and nobody else does.
     """
-
-    _extra: dict[str, Any]
-    _loop: Any
-    _protocol: Any
-    _pipe: Any = None  # for __del__ of one that was never complete
 
     def __init__(
         self,
@@ -43,19 +38,12 @@ class ReadPipeTransport(asyncio.ReadTransport):
         extra: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(extra)
-        self._extra["pipe"] = pipe
         self._loop = loop
-        self._watches = watches
-        self._watch: Watch | None = None
-        self._fileno = fd
-        self._protocol = protocol
-        self._phase = Phase.OPEN
+        self._take(watches, pipe, fd, protocol)
         self._reading = Reading.IDLE
         self._paused = False
         #: What was read but not delivered yet: bytes, or the code of the end or of an error.
         self._received: deque[bytes | int] = deque()
-        self._reader: EventHandle | None = None
-        self._pipe = pipe
 
         # asyncio's order: connection_made, then reading, then whoever waits for the connection.
         loop.call_soon(protocol.connection_made, self)
@@ -63,33 +51,8 @@ class ReadPipeTransport(asyncio.ReadTransport):
         if waiter is not None:
             loop.call_soon(set_result_unless_cancelled, waiter, None)
 
-    def __repr__(self) -> str:
-        info = [type(self).__name__]
-        if self._phase is not Phase.OPEN:
-            info.append("closed" if self._phase is Phase.CLOSED else "closing")
-        info.append(f"fd={self._fileno}")
-        if self._phase is not Phase.CLOSED:
-            polling = "polling" if self._reading is Reading.ACTIVE else "idle"
-            info.append("open" if self._watches.core.closed else polling)
-        return f"<{' '.join(info)}>"
-
-    def __del__(self, _warn: Any = warnings.warn) -> None:
-        if self._pipe is not None:
-            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
-            self._pipe.close()
-
-    def is_closing(self) -> bool:
-        """Return whether the transport is closing or closed, by its user or by the end of what it reads."""
-        return self._phase is not Phase.OPEN
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Set the protocol that the next event goes to."""
-        self._protocol = protocol
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        """Return the current protocol; None after ``connection_lost``, as asyncio."""
-        protocol: asyncio.BaseProtocol = self._protocol
-        return protocol
+    def _is_polling(self) -> bool:
+        return self._reading is Reading.ACTIVE
 
     # -- reading ---------------------------------------------------------------------
 
@@ -187,10 +150,6 @@ class ReadPipeTransport(asyncio.ReadTransport):
         self._end_reading()
         self._loop.call_soon(self._call_connection_lost, exc)
 
-    def _stop_watching(self) -> None:
-        if self._watch is not None:
-            self._watch.stop_reader(self)
-
     def _end_reading(self) -> None:
         self._stop_watching()
         self._phase = Phase.LOST
@@ -203,19 +162,5 @@ class ReadPipeTransport(asyncio.ReadTransport):
             if self._loop.get_debug():
                 logger.debug("%r: %s", self, message, exc_info=exc)
         else:
-            self._loop.call_exception_handler(
-                {"message": message, "exception": exc, "transport": self, "protocol": self._protocol}
-            )
+            self._report(exc, message)
         self._close(exc)
-
-    def _call_connection_lost(self, exc: BaseException | None) -> None:
-        try:
-            self._protocol.connection_lost(exc)
-        finally:
-            # libuv first: it aborts if the descriptor goes away under a registration (H6).
-            if self._watch is not None:
-                self._watch.leave(self)
-            self._phase = Phase.CLOSED
-            pipe, self._pipe = self._pipe, None
-            self._protocol = self._loop = self._watch = self._reader = None
-            pipe.close()

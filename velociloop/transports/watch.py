@@ -119,19 +119,19 @@ class Watch(Owner):
         self._writer = end
         self._writing = _WRITABLE
 
-    def stop_reader(self, end: End) -> None:
+    def stop_reader(self, end: object) -> None:
         """Tell ``end`` of nothing that happens from now on; what was read already still comes."""
         if self._reader is end and self._reading:
             self._core.reduce_poll(self._key, self._writing)
             self._reading = 0
 
-    def stop_writer(self, end: End) -> None:
+    def stop_writer(self, end: object) -> None:
         """Tell ``end`` nothing more of room for its bytes."""
         if self._writer is end and self._writing:
             self._core.reduce_poll(self._key, self._reading)
             self._writing = 0
 
-    def leave(self, end: End) -> None:
+    def leave(self, end: object) -> None:
         """Forget ``end``, which closes its file now; with the last of the two the watch ends."""
         if self._reader is not end and self._writer is not end:
             return

@@ -5,28 +5,24 @@ installed interpreter.  Nothing is corked: asyncio sends at once, and so does th
 """
 
 import asyncio
-import warnings
 from asyncio.log import logger
 from typing import Any
 
 from .._compat import LOG_THRESHOLD_FOR_CONNLOST_WRITES, FlowControlMixin, set_result_unless_cancelled
 from ..uv import errors
+from .pipe_end import PipeEnd
 from .states import Phase
-from .watch import READABLE, EventHandle, Watch, Watches
+from .watch import READABLE, EventHandle, Watches
 
 __all__ = ["WritePipeTransport"]
 
 
-class WritePipeTransport(FlowControlMixin, asyncio.WriteTransport):
+class WritePipeTransport(PipeEnd, FlowControlMixin, asyncio.WriteTransport):
     """Writes to ``pipe``, a file object that keeps its descriptor ``fd``.
 
     Made by the loop.  The transport closes ``pipe`` in the end, once, and nobody else does.
     ``notices_end`` says whether the descriptor polls as readable once the reading end is closed.
     """
-
-    _loop: Any
-    _protocol: Any
-    _pipe: Any = None  # for __del__ of one that was never complete
 
     def __init__(
         self,
@@ -41,18 +37,11 @@ class WritePipeTransport(FlowControlMixin, asyncio.WriteTransport):
         notices_end: bool,
     ) -> None:
         super().__init__(extra, loop)
-        self._extra["pipe"] = pipe
-        self._watches = watches
-        self._watch: Watch | None = None
-        self._fileno = fd
-        self._protocol = protocol
-        self._phase = Phase.OPEN
+        self._take(watches, pipe, fd, protocol)  # the reader hears that the reading end was closed
         #: What the kernel has not taken.  Its front is cut off as it goes, which moves nothing.
         self._buffer = bytearray()
         self._conn_lost = 0  # writes since the end, as asyncio counts them
-        self._reader: EventHandle | None = None  # hears that the reading end was closed
         self._writer: EventHandle | None = None  # while the buffer is not empty
-        self._pipe = pipe
 
         loop.call_soon(protocol.connection_made, self)
         if notices_end:
@@ -60,34 +49,11 @@ class WritePipeTransport(FlowControlMixin, asyncio.WriteTransport):
         if waiter is not None:
             loop.call_soon(set_result_unless_cancelled, waiter, None)
 
-    def __repr__(self) -> str:
-        info = [type(self).__name__]
-        if self._phase is not Phase.OPEN:
-            info.append("closed" if self._phase is Phase.CLOSED else "closing")
-        info.append(f"fd={self._fileno}")
-        if self._phase is not Phase.CLOSED:
-            polling = "polling" if self._buffer else "idle"
-            info.append("open" if self._watches.core.closed else polling)
-            info.append(f"bufsize={len(self._buffer)}")
-        return f"<{' '.join(info)}>"
+    def _is_polling(self) -> bool:
+        return bool(self._buffer)
 
-    def __del__(self, _warn: Any = warnings.warn) -> None:
-        if self._pipe is not None:
-            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
-            self._pipe.close()
-
-    def is_closing(self) -> bool:
-        """Return whether the transport is closing or closed, by its user or because nobody reads."""
-        return self._phase is not Phase.OPEN
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Set the protocol that the next event goes to."""
-        self._protocol = protocol
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        """Return the current protocol; None after ``connection_lost``, as asyncio."""
-        protocol: asyncio.BaseProtocol = self._protocol
-        return protocol
+    def _traits(self) -> list[str]:
+        return [f"bufsize={len(self._buffer)}"]
 
     def get_write_buffer_size(self) -> int:
         """Return the number of bytes that the kernel has not taken yet."""
@@ -212,9 +178,7 @@ class WritePipeTransport(FlowControlMixin, asyncio.WriteTransport):
             if self._loop.get_debug():
                 logger.debug("%r: %s", self, message, exc_info=exc)
         else:
-            self._loop.call_exception_handler(
-                {"message": message, "exception": exc, "transport": self, "protocol": self._protocol}
-            )
+            self._report(exc, message)
         self._close(exc)
 
     def _close(self, exc: BaseException | None) -> None:
@@ -230,19 +194,3 @@ class WritePipeTransport(FlowControlMixin, asyncio.WriteTransport):
         if self._watch is not None:
             self._watch.stop_writer(self)
         self._writer = None
-
-    def _stop_watching(self) -> None:
-        if self._watch is not None:
-            self._watch.stop_reader(self)
-
-    def _call_connection_lost(self, exc: BaseException | None) -> None:
-        try:
-            self._protocol.connection_lost(exc)
-        finally:
-            # libuv first: it aborts if the descriptor goes away under a registration (H6).
-            if self._watch is not None:
-                self._watch.leave(self)
-            self._phase = Phase.CLOSED
-            pipe, self._pipe = self._pipe, None
-            self._protocol = self._loop = self._watch = self._reader = None
-            pipe.close()

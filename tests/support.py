@@ -88,6 +88,12 @@ def collect() -> None:
         gc.collect()
 
 
+def resident_bytes() -> int:
+    """What the process has in memory now (Linux)."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 async def in_time(awaitable: Awaitable[T]) -> T:
     """`awaitable`'s result; a hang becomes TimeoutError."""
     return await asyncio.wait_for(awaitable, HANG_S)

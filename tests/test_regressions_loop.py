@@ -165,8 +165,34 @@ def test_H10_a_childs_signal_does_not_reach_a_parent_that_has_never_waited(loop_
     )
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["", "the number is a blocking file's"])
+def test_H10_a_wakeup_descriptor_that_was_closed_during_the_run(loop_name: str, again: bool) -> None:
+    check(
+        f"""
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        number = near.fileno()
+        signal.set_wakeup_fd(number)
+        loop = new_child_loop()
+
+        async def main():
+            await asyncio.sleep(0.001)  # a wait: the loop's own is set now
+            near.close()
+            if {again}:
+                os.dup2(far.fileno(), number)
+                os.set_blocking(number, True)
+            return "result"
+
+        assert loop.run_until_complete(main()) == "result"
+        loop.close()
+        print("alive")
+        """,
+        loop_name,
+    )
+
+
 @pytest.mark.ours("asyncio forgets who had set one before")
-@pytest.mark.parametrize("how", ["removed", "removed while running", "closed"])
+@pytest.mark.parametrize("how", ["removed", "removed while running", "closed", "never waited", "never run"])
 def test_H10_the_wakeup_descriptor_of_before_is_restored_after_signal_handlers(loop_name: str, how: str) -> None:
     check(
         f"""
@@ -176,14 +202,18 @@ def test_H10_the_wakeup_descriptor_of_before_is_restored_after_signal_handlers(l
         loop = new_child_loop()
 
         async def main():
-            await asyncio.sleep(0.001)  # a wait: the loop's own is set now
+            if {how!r} != "never waited":
+                await asyncio.sleep(0.01)  # a wait: the loop's own is set now
             loop.add_signal_handler(signal.SIGUSR1, print)
             if {how!r} == "removed while running":
                 loop.remove_signal_handler(signal.SIGUSR1)
                 await asyncio.sleep(0.001)
 
-        loop.run_until_complete(main())
-        if {how!r} == "removed":
+        if {how!r} == "never run":
+            loop.add_signal_handler(signal.SIGUSR1, print)
+        else:
+            loop.run_until_complete(main())
+        if {how!r} in ("removed", "never waited", "never run"):
             loop.remove_signal_handler(signal.SIGUSR1)
         elif {how!r} == "closed":
             loop.close()

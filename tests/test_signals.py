@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import resource
 import signal
 import threading
 from typing import Any
 
 import pytest
-from support import in_time, is_ours, run_child, turns, until
+from support import in_time, is_ours, resident_bytes, run_child, turns, until
 
 Loop = asyncio.AbstractEventLoop
 USR1, USR2 = signal.SIGUSR1, signal.SIGUSR2
@@ -210,6 +209,107 @@ def test_before_the_first_run(loop: Loop) -> None:
     assert seen == [1]
 
 
+def test_H10_an_interrupt_while_threads_live_never_ends_the_process(loop_name: str) -> None:
+    """Not even between two steps of taking SIGINT and giving it back: a thread would take it at SIG_DFL."""
+    child = run_child(
+        """
+        signal.default_int_handler = lambda *args: None  # what a removal puts back is looked up
+        idle = threading.Event()
+        for _ in range(2):
+            threading.Thread(target=idle.wait).start()
+        loop = new_child_loop()
+        loop.add_signal_handler(signal.SIGINT, print)
+        done = threading.Event()
+
+        def interrupt():
+            while not done.is_set():
+                os.kill(os.getpid(), signal.SIGINT)
+
+        sender = threading.Thread(target=interrupt)
+        sender.start()
+        for _ in range(5000):
+            loop.remove_signal_handler(signal.SIGINT)
+            loop.add_signal_handler(signal.SIGINT, int)
+        done.set()
+        sender.join()
+        idle.set()
+        loop.close()
+        print("alive")
+        """,
+        loop_name,
+    )
+    assert (child.returncode, child.stdout) == (0, "alive\n"), child.stderr
+
+
+@pytest.mark.ours("asyncio's child has its parent's self-pipe")
+def test_H10_a_refused_handler_in_a_forked_child_changes_nothing(loop_name: str) -> None:
+    child = run_child(
+        """
+        loop = new_child_loop()
+        seen = []
+
+        async def main():
+            loop.add_signal_handler(signal.SIGUSR1, seen.append, "parent")
+            await turns()
+            pid = os.fork()
+            if pid == 0:
+                for call in (
+                    lambda: loop.add_signal_handler(signal.SIGUSR2, print),
+                    lambda: loop.remove_signal_handler(signal.SIGUSR1),
+                ):
+                    try:
+                        call()
+                    except RuntimeError:
+                        continue
+                    os._exit(1)
+                signal.signal(signal.SIGUSR1, lambda *args: None)
+                os.kill(os.getpid(), signal.SIGUSR1)
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+            await turns(5)
+            assert not seen
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await until(lambda: seen == ["parent"])
+
+        loop.run_until_complete(main())
+        loop.close()
+        print("alive")
+        """,
+        loop_name,
+    )
+    assert (child.returncode, child.stdout) == (0, "alive\n"), child.stderr
+
+
+def test_close_in_another_thread_with_handlers_leaves_no_descriptor(loop_name: str) -> None:
+    """signal.signal() raises there: asyncio's ValueError, with all else done."""
+    child = run_child(
+        """
+        loop = new_child_loop()
+        loop.close()
+        before = open_descriptors().keys()
+        loop = new_child_loop()
+        loop.add_signal_handler(signal.SIGUSR1, print)
+        errors = []
+
+        def close():
+            try:
+                loop.close()
+            except ValueError as error:
+                errors.append(str(error))
+
+        thread = threading.Thread(target=close)
+        thread.start()
+        thread.join()
+        assert errors and "main thread" in errors[0], errors
+        assert loop.is_closed()
+        assert open_descriptors().keys() == before
+        print("alive")
+        """,
+        loop_name,
+    )
+    assert (child.returncode, child.stdout) == (0, "alive\n"), child.stderr
+
+
 def test_close_removes_handlers(loop: Loop) -> None:
     loop.add_signal_handler(USR1, print)
     loop.add_signal_handler(signal.SIGINT, print)
@@ -297,12 +397,12 @@ async def test_ten_thousand_signals() -> None:
             signal.raise_signal(USR1)
 
     loop.add_signal_handler(USR1, handle)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_bytes()
     signal.raise_signal(USR1)
     await in_time(done)
     await turns(5)
     assert seen == count
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4096  # KiB
+    assert resident_bytes() - before < 4 * 2**20
     loop.remove_signal_handler(USR1)
     if is_ours():
         assert loop.statistics().handles == 0  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from subprocess import DEVNULL, PIPE, STDOUT
 from typing import Any
 
 import pytest
-from support import HandlerCalls, in_time, is_ours, open_descriptors, turns, until
+from support import HandlerCalls, in_time, is_ours, open_descriptors, resident_bytes, turns, until
 
 pytestmark = pytest.mark.both_roads
 MEBIBYTE = 1 << 20
@@ -334,11 +334,6 @@ async def test_many_at_once() -> None:
     await in_time(asyncio.gather(*map(echo, range(50))))
 
 
-def resident_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 @pytest.mark.ours("counts velociloop's handles")
 async def test_a_thousand_one_after_another() -> None:
     loop: Any = asyncio.get_running_loop()
@@ -482,6 +477,24 @@ async def test_H9_the_watch_ends_with_the_reap(handler_calls: HandlerCalls) -> N
 
 
 REFUSED = [errno.ENOSYS, errno.EMFILE, errno.EPERM, errno.ESRCH]
+
+
+@pytest.mark.ours("replaces velociloop's waitid")
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM], ids=errno.errorcode.get)
+async def test_H9_without_waitid_popen_is_asked(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux 5.3 has pidfds but no P_PIDFD (EINVAL); a sandbox may have no waitid at all."""
+
+    def refuse(*args: Any, **kwargs: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setenv("VELOCILOOP_SPAWN", "popen")
+    monkeypatch.setattr("velociloop.transports.process.child_returncode", refuse)
+    process: Any = await asyncio.create_subprocess_exec("sh", "-c", "exit 3")
+    assert await in_time(process.wait()) == 3
+    monkeypatch.setattr("velociloop.transports.process.pidfd_open", refuse)
+    process = await asyncio.create_subprocess_exec("sh", "-c", "exit 4")
+    assert await in_time(process.wait()) == 4
+    await until(lambda: threading.active_count() == 1)
 
 
 @pytest.mark.ours("puts its own lock into Popen")

@@ -202,3 +202,20 @@ async def test_audit_event_is_raised() -> None:
     await in_time(process.wait())
     assert seen[:1] == [["true", "argument"]]
     seen.extend([None] * 9)
+
+
+async def test_an_audit_hook_may_refuse_a_child(tmp_path: Path) -> None:
+    trace = tmp_path / "ran"
+    refusing = True
+
+    def hook(event: str, args: Any) -> None:
+        if refusing and event == "subprocess.Popen":
+            raise PermissionError("no children here")
+
+    sys.addaudithook(hook)
+    with pytest.raises(PermissionError, match="no children here"):
+        await asyncio.create_subprocess_exec("touch", str(trace))
+    refusing = False
+    process: Any = await asyncio.create_subprocess_exec("true")
+    await in_time(process.wait())
+    assert not trace.exists()

@@ -75,6 +75,20 @@ def test_far_timers_do_not_overflow(loop: Loop) -> None:
         timer.cancel()
 
 
+def test_a_time_that_is_no_number_is_due(loop: Loop) -> None:
+    """asyncio runs it if it does not have to wait for it, which raises there."""
+    ran: list[str] = []
+
+    async def main() -> None:
+        loop.call_at(float("nan"), ran.append, "no number")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert ran == ["no number"]
+        await asyncio.sleep(0.001)
+
+    loop.run_until_complete(main())  # no other timer in the heap, whose order would be anyone's guess
+
+
 def test_idle_costs_no_cpu(loop: Loop) -> None:
     """A loop that waits for a timer sleeps in the kernel: few turns, hardly any CPU time."""
     turn = loop._run_once  # type: ignore[attr-defined]

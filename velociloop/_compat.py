@@ -224,8 +224,12 @@ def _sends_empty_datagrams() -> bool:
     transport._address, transport._conn_lost, transport._buffer = None, 0, ()
     transport._extra = {"peername": None}
     transport._sock = counter
-    transport.sendto(b"", None)
-    transport._sock = None  # its __del__ warns of an open one
+    try:
+        transport.sendto(b"", None)
+    except AttributeError:
+        return True  # a Python to come, whose transport asks for more: all since 3.13 send them
+    finally:
+        transport._sock = None  # its __del__ warns of an open one
     return counter.sent == 1
 
 

@@ -147,7 +147,10 @@ class Loop(SelectorEventLoop):
 
     def add_signal_handler(self, sig: int, callback: Callable[[*_Ts], Any], *args: *_Ts) -> None:
         """See ``asyncio.loop.add_signal_handler``."""
+        self._check_usable()
         previous = self._signal_watches.action(sig)
+        if not self.is_closed():
+            self._wakeup.arm(self._csock.fileno())  # asyncio sets it too, and forgets whose it was
         try:
             super().add_signal_handler(sig, callback, *args)
         finally:
@@ -156,6 +159,7 @@ class Loop(SelectorEventLoop):
 
     def remove_signal_handler(self, sig: int) -> bool:
         """See ``asyncio.loop.remove_signal_handler``."""
+        self._check_usable()
         try:
             removed = super().remove_signal_handler(sig)
         finally:
@@ -163,6 +167,12 @@ class Loop(SelectorEventLoop):
         if removed:
             self._signal_watches.give_back(sig)
         return removed
+
+    def _check_usable(self) -> None:
+        # Before asyncio changes anything: what the shim then refused (another thread waits in the loop, a forked
+        # child has not taken it into use), would be half done.
+        if not self.is_closed():
+            self._core.check()
 
     def _wakeup_was_touched(self) -> None:
         # With the last handler, or a failure, asyncio unsets the wakeup descriptor.  Ctrl-C needs it while the
@@ -355,9 +365,11 @@ class Loop(SelectorEventLoop):
         for owner in list(self._core.registry.owners.values()):
             owner.on_loop_close()
         self._listeners.clear()
-        super().close()
-        self._wakeup.restore()  # not before: with the last signal handler asyncio unsets the descriptor
-        self._core.close()
+        try:
+            super().close()  # ValueError in another thread, if there are signal handlers
+        finally:
+            self._wakeup.restore()  # not before: with the last signal handler asyncio unsets the descriptor
+            self._core.close()
 
     # -- fork (H11) -------------------------------------------------------------------
 

@@ -60,9 +60,22 @@ class Exclusion:
 
 _PACKAGE = "test.test_asyncio."
 
-#: Every module that runs loops or transports. Left out: test_futures, test_protocols and test_transports make none;
-#: test_selector_events is a white-box test of the selector loop, on loops and transports of its own with mocks in them;
-#: test_proactor_events, test_windows_events and test_windows_utils are for Windows.
+_MAKES_NONE = "makes no loop"
+_WINDOWS = "for Windows"
+
+#: The modules of test.test_asyncio that are not run.
+LEFT_OUT = {
+    "test_futures": _MAKES_NONE,
+    "test_proactor_events": _WINDOWS,
+    "test_protocols": _MAKES_NONE,
+    "test_selector_events": "white-box: the selector loop's own methods, on loops and transports with mocks in them",
+    "test_tools": _MAKES_NONE,
+    "test_transports": _MAKES_NONE,
+    "test_windows_events": _WINDOWS,
+    "test_windows_utils": _WINDOWS,
+}
+
+#: Every module that runs loops or transports.
 MODULES = (
     Module(_PACKAGE + "test_buffered_proto", debug=True),
     Module(_PACKAGE + "test_events", debug=True),
@@ -76,6 +89,7 @@ MODULES = (
     Module(_PACKAGE + "test_eager_task_factory", first=(3, 12)),
     Module(_PACKAGE + "test_free_threading", first=(3, 14)),
     Module(_PACKAGE + "test_futures2"),
+    Module(_PACKAGE + "test_graph", first=(3, 14)),
     Module(_PACKAGE + "test_locks"),
     Module(_PACKAGE + "test_pep492", unmock=True),
     Module(_PACKAGE + "test_queues"),

@@ -5,14 +5,16 @@ More by hand: `python -m tests.conformance --help`.
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
-from .plan import EXCLUSIONS, MODULES, Exclusion, Module, modules
+from .plan import EXCLUSIONS, LEFT_OUT, MODULES, Exclusion, Module, modules
 from .runner import ASYNCIO, ModuleReport, NoTestSuiteError, require_test_suite, run_module
 
 
@@ -28,6 +30,13 @@ def cpython_tests() -> None:
 
 def explain(report: ModuleReport) -> str:
     return "\n".join([ModuleReport.HEADER, report.summary(), *report.complaints()])
+
+
+def test_no_module_is_forgotten() -> None:
+    """A Python that brings a module more must have it run, or its reason stated."""
+    names = {info.name for info in pkgutil.iter_modules(importlib.import_module("test.test_asyncio").__path__)}
+    found = {name for name in names if name.startswith("test_")}
+    assert found <= {module.short_name for module in MODULES} | LEFT_OUT.keys()
 
 
 @pytest.mark.parametrize("module", modules(), ids=lambda module: module.label)

@@ -54,7 +54,8 @@ def run_once(loop: Any, scope: CallbackScope) -> None:
 
     if scheduled:
         end = loop.time() + loop._clock_resolution
-        while scheduled and scheduled[0]._when < end:
+        # "Not later", and not "earlier": a time that is not a number is due, as in asyncio.
+        while scheduled and not scheduled[0]._when >= end:
             handle = heapq.heappop(scheduled)
             handle._scheduled = False
             ready.append(handle)

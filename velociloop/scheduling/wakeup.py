@@ -22,6 +22,15 @@ def _in_main_thread() -> bool:
     return threading.get_ident() == threading.main_thread().ident
 
 
+def _give_back(fd: int) -> int:
+    """Have signals write to somebody else's descriptor again; returns the one before."""
+    try:
+        return signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+    except (OSError, ValueError):
+        # Its owner has closed it meanwhile, and its number may be another file's, which blocks.
+        return signal.set_wakeup_fd(_NONE)
+
+
 class SignalWakeup:
     """Has signals write to one descriptor while the loop runs.
 
@@ -57,10 +66,10 @@ class SignalWakeup:
             return
         mine, self._fd = self._fd, _NONE
         previous, self._previous = self._previous, _NONE
-        found = signal.set_wakeup_fd(previous, warn_on_full_buffer=False)
+        found = _give_back(previous)
         # asyncio's remove_signal_handler() leaves none behind: that is nobody's.
         if found not in (mine, _NONE):
-            signal.set_wakeup_fd(found, warn_on_full_buffer=False)
+            _give_back(found)
 
     def set_again(self) -> None:
         """Undo that asyncio has unset the descriptor, with its last signal handler; nothing if not armed."""
@@ -85,4 +94,4 @@ class SignalWakeup:
     def _unset(self, *fds: int) -> None:
         found = signal.set_wakeup_fd(_NONE)
         if found not in (*fds, _NONE):
-            signal.set_wakeup_fd(found, warn_on_full_buffer=False)
+            _give_back(found)

@@ -42,12 +42,17 @@ def _reap(popen: "subprocess.Popen[bytes]", pidfd: int) -> int | None:
     """
     if popen.returncode is not None:
         return popen.returncode  # the user has asked it before us
+    lost = False
     try:
         if child_returncode(popen.pid, pidfd) is None:
             return None
-        returncode = popen.poll()
     except ChildProcessError:
-        returncode = None
+        lost = True
+    except OSError:
+        pass  # no such waitid(2): Linux 5.3 knows pidfds but not P_PIDFD, a sandbox may know neither
+    returncode = popen.returncode if lost else popen.poll()
+    if returncode is None and not lost:
+        return None
     if returncode is None:
         # Reaped by another thread, which is inside Popen.wait() and about to say so; or behind Popen's back.
         with popen_waitpid_lock(popen):
@@ -124,11 +129,13 @@ class _PidfdWatch(_Watch):
         """See ``Owner``."""
         if result < 0:
             self._pidfd = -1  # closed by somebody: the number may be another file's by now
-        returncode = _reap(self._popen, self._pidfd)
-        self._stop()
+        try:
+            returncode = _reap(self._popen, self._pidfd)
+        finally:
+            self._stop()
         if returncode is None:
             # A debugger is told of the end first.
-            _ThreadWatch(self._loop, self._core, self._popen, self._on_exit)
+            self._context.run(_ThreadWatch, self._loop, self._core, self._popen, self._on_exit)
         else:
             self._tell(returncode)
 
@@ -181,6 +188,8 @@ class _ThreadWatch:
             child_returncode(self._popen.pid, wait=True)
         except ChildProcessError:
             pass  # _reap() finds out
+        except OSError:
+            self._popen.wait()  # no waitid(2), in a sandbox
         try:
             self._loop.call_soon_threadsafe(self._ended, context=self._context)
         except RuntimeError:  # "Event loop is closed"
@@ -255,8 +264,10 @@ class ProcessTransport(BaseSubprocessTransport):
             # They ended with the loop.  Before 3.14 asyncio closes them all the same, which raises
             # "Event loop is closed" before the child is killed.
             self._pipes = {}
-        super().close()
-        self._pipes = pipes
+        try:
+            super().close()
+        finally:
+            self._pipes = pipes
 
     def _ended(self, returncode: int) -> None:
         self._reaped.set()

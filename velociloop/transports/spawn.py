@@ -14,6 +14,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 from .._compat import Popen, execute_child_arguments
@@ -53,8 +54,9 @@ class UvPopen(Popen):
     def __init__(self, core: Core, args: Any, **kwargs: Any) -> None:
         self._core = core
         self._parent = os.getpid()
+        self._thread = threading.get_ident()
         self.key = 0
-        #: Whether libuv has started it.
+        #: Whether libuv has started the child.
         self.by_uv = False
         super().__init__(args, **kwargs)
 
@@ -101,8 +103,10 @@ class UvPopen(Popen):
         try:
             return child_returncode(self.pid, wait=wait)
         except ChildProcessError:
-            # Reaped by libuv, and the record not dispatched yet.  In another thread than the loop's it
-            # may even be that uv_run() has not returned: that is not known yet.
+            # Reaped by libuv, and the record not dispatched yet.  Only the loop's thread may look for it: in
+            # another one uv_run() may be writing records now.  There it is not known yet.
+            if threading.get_ident() != self._thread:
+                return None
             return self._core.pending_returncode(self.key)
 
     def _execute_child(self, *arguments: Any) -> None:
@@ -113,6 +117,8 @@ class UvPopen(Popen):
             super()._execute_child(*arguments)
             return
         args, executable, cwd = _command(given)
+        # Before the start, as Popen: a hook may refuse it.
+        sys.audit("subprocess.Popen", executable, args, cwd, given["env"])
         key, pid = self._core.spawn(
             _c_string(executable),
             [_c_string(arg) for arg in args],
@@ -126,7 +132,6 @@ class UvPopen(Popen):
             return
         if key < 0:
             raise _spawn_error(key, executable, cwd)
-        sys.audit("subprocess.Popen", executable, args, cwd, given["env"])
         self.key = key
         self.by_uv = True
         self.pid = pid

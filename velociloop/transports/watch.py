@@ -109,15 +109,23 @@ class Watch(Owner):
         """Tell ``end`` of ``events``, READABLE or RECEIVE; who was told before is forgotten, as by ``add_reader``."""
         # Even if nothing changes: libuv registers anew what it is told to watch, and a
         # forgotten transport's number may be another file's by now.
-        errors.check(self._core.set_poll(self._key, events | self._writing))
+        self._set(events | self._writing)
         self._reader = end
         self._reading = events
 
     def start_writer(self, end: End) -> None:
         """Tell ``end`` when ``write`` would take something."""
-        errors.check(self._core.set_poll(self._key, self._reading | _WRITABLE))
+        self._set(self._reading | _WRITABLE)
         self._writer = end
         self._writing = _WRITABLE
+
+    def _set(self, events: int) -> None:
+        try:
+            errors.check(self._core.set_poll(self._key, events))
+        except BaseException:
+            if self._reader is None and self._writer is None:
+                self._end()  # new: nobody will ever leave it
+            raise
 
     def stop_reader(self, end: object) -> None:
         """Tell ``end`` of nothing that happens from now on; what was read already still comes."""

@@ -144,7 +144,10 @@ async def test_bad_names(address: Any, flags: int) -> None:
     assert str(raised.value) == str(expected.value)
 
 
-async def test_concurrent_and_cancelled_lookups() -> None:
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("getaddrinfo", ("a.name.of.our.own", 80)), ("getnameinfo", ((LOCALHOST, 80),))]
+)
+async def test_concurrent_and_cancelled_lookups(name: str, arguments: tuple[Any, ...]) -> None:
     """A look-up that nobody waits for any more ends in its thread and disturbs nobody."""
     loop = asyncio.get_running_loop()
     begun, go_on = threading.Event(), threading.Event()
@@ -154,14 +157,14 @@ async def test_concurrent_and_cancelled_lookups() -> None:
         go_on.wait()
         return ["late"]
 
-    with mock.patch("socket.getaddrinfo", resolve):
-        task = asyncio.ensure_future(loop.getaddrinfo("a.name.of.our.own", 80))
+    with mock.patch(f"socket.{name}", resolve):
+        task = asyncio.ensure_future(getattr(loop, name)(*arguments))
         await asyncio.to_thread(begun.wait)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         go_on.set()
-        late: list[Any] = await in_time(loop.getaddrinfo("another", 80))
+        late: list[Any] = await in_time(getattr(loop, name)(*arguments))
         assert late == ["late"]
     found = await in_time(asyncio.gather(*(loop.getaddrinfo("localhost", port) for port in range(20))))
     assert [addresses[0][4][1] for addresses in found] == list(range(20))

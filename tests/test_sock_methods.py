@@ -13,6 +13,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,6 +226,40 @@ async def test_cancelled(name: str) -> None:
             assert not watched(loop)
         await loop.sock_sendall(far, b"still")
         assert await in_time(loop.sock_recv(near, 10)) == b"still"
+
+
+async def test_cancelled_sendfile() -> None:
+    loop = asyncio.get_running_loop()
+    with sockets() as (near, far), tempfile.TemporaryFile() as file:
+        file.truncate(MUCH)
+        for _ in range(3):
+            waiting = await blocked(loop, loop.sock_sendfile(near, file), near)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await in_time(waiting)
+            await turns()
+            assert not watched(loop)
+        await loop.sock_sendall(far, b"still")
+        assert await in_time(loop.sock_recv(near, 10)) == b"still"
+
+
+async def test_cancelled_sendto(tmp_path: Path) -> None:
+    """A datagram for a receiver whose queue is full."""
+    loop = asyncio.get_running_loop()
+    address = str(tmp_path / "receiver")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as far, socket.socket(far.family, far.type) as near:
+        far.bind(address)
+        near.setblocking(False)
+        near.connect(address)  # or it would always seem writable
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                near.send(bytes(1000))
+        waiting = await blocked(loop, loop.sock_sendto(near, b"late", address), near)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await in_time(waiting)
+        await turns()
+        assert not watched(loop)
 
 
 async def test_cancelled_accept() -> None:

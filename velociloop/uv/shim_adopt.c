@@ -26,7 +26,7 @@ static int open_udp(uv_udp_t *udp, int fd) {
   if (err == 0)
     err = uv_udp_open(udp, fd);
   if (err == 0)
-    err = os_set_reuse_address(fd, shared);
+    (void)os_set_reuse_address(fd, shared); /* it could be read, so it can be set; and libuv owns fd now */
   return err;
 #endif
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import HANG_S, Echo, in_time, serving
+from support import HANG_S, Echo, in_time, run_child, serving
 
 Loop = asyncio.AbstractEventLoop
 
@@ -110,3 +110,49 @@ def test_signals_that_cannot_be_handled(loop: Loop) -> None:
 
     with pytest.raises(TypeError, match="coroutines cannot be used"):
         loop.add_signal_handler(signal.SIGUSR1, coroutine)
+
+
+def test_a_loop_in_a_subinterpreter(loop_name: str) -> None:
+    """One that shares the process's GIL, as embedders make them; others refuse cffi's extensions at import."""
+    child = run_child(
+        """
+        try:
+            import _interpreters as interpreters
+        except ImportError:
+            try:
+                import _xxsubinterpreters as interpreters
+            except ImportError:
+                print("alive")
+                sys.exit()
+        try:
+            inner = interpreters.create("legacy")
+        except TypeError:
+            inner = interpreters.create(isolated=False)
+        failed = interpreters.run_string(inner, '''if True:
+            import asyncio, sys
+            sys.path[:] = %r
+            from support import new_child_loop
+
+            async def main():
+                async def serve(reader, writer):
+                    writer.write(await reader.readline())
+                    writer.close()
+
+                server = await asyncio.start_server(serve, "127.0.0.1", 0)
+                reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+                writer.write(b"line\\\\n")
+                assert await reader.read() == b"line\\\\n"
+                writer.close()
+                server.close()
+
+            loop = new_child_loop()
+            loop.run_until_complete(main())
+            loop.close()
+        ''' % sys.path)
+        assert failed is None, failed
+        interpreters.destroy(inner)
+        print("alive")
+        """,
+        loop_name,
+    )
+    assert (child.returncode, child.stdout) == (0, "alive\n"), child.stderr

@@ -55,7 +55,10 @@ class SignalWakeup:
         """
         if not _in_main_thread():
             return
-        previous = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+        try:
+            previous = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+        except ValueError:
+            return  # "only works in main thread of the main interpreter": a subinterpreter hears no signals
         if previous != fd:
             self._previous = previous
         self._fd = fd
@@ -92,6 +95,9 @@ class SignalWakeup:
             self._unset(mine, fd)
 
     def _unset(self, *fds: int) -> None:
-        found = signal.set_wakeup_fd(_NONE)
+        try:
+            found = signal.set_wakeup_fd(_NONE)
+        except ValueError:
+            return  # as in arm()
         if found not in (*fds, _NONE):
             _give_back(found)

@@ -104,6 +104,7 @@ async def test_addresses_that_only_the_socket_module_knows(host: Any) -> None:
         (LOCALHOST,),
         (LOCALHOST, "9"),
         (LOCALHOST, 9.0),
+        [LOCALHOST, 9],
         (LOCALHOST, 9, 0),
         (LOCALHOST, 9, 0, 0),
         (LOCALHOST, 65536),

@@ -184,6 +184,7 @@ wrong_calls = st.one_of(
     _call("sock_sendfile", sockets, _named("data", DATA)),
     _call("sock_connect", sockets, _named("address", ADDRESSES)),
     _call("getnameinfo", _named("address", ADDRESSES), _same(3)),
+    _call("getnameinfo", _same((LOCALHOST, 80)), _named("flags", SIZES)),
     _call("sock_accept", sockets),
     _call("connect_read_pipe", _same(Recorder), files),
     _call("connect_write_pipe", _same(Recorder), files),

@@ -52,6 +52,6 @@ def needs_no_lookup(host: object, port: object, flags: int) -> bool:
     return bool(flags & socket.AI_NUMERICHOST) or _is_numeric_host(host)
 
 
-def needs_no_reverse_lookup(flags: int) -> bool:
+def needs_no_reverse_lookup(flags: Any) -> bool:
     """The same for ``socket.getnameinfo``."""
-    return socket.getnameinfo is _GETNAMEINFO and flags & _NUMERIC_NAMES == _NUMERIC_NAMES
+    return socket.getnameinfo is _GETNAMEINFO and isinstance(flags, int) and flags & _NUMERIC_NAMES == _NUMERIC_NAMES

@@ -170,9 +170,11 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
         """Return ``addr`` as the kernel takes it; None if only the socket module knows how."""
         if self._connected:
             return b""
+        if not isinstance(addr, tuple):
+            return None
         try:
             return sockaddr.encode(self._family, *addr)
-        except TypeError:  # no tuple, not of this length, or with something unhashable in it
+        except TypeError:  # not of this length, or with something unhashable in it
             return None
 
     def _send_now(self, data: bytes | bytearray | memoryview, addr: Any) -> int:

@@ -159,7 +159,8 @@ class Loop(SelectorEventLoop):
 
     def remove_signal_handler(self, sig: int) -> bool:
         """See ``asyncio.loop.remove_signal_handler``."""
-        self._check_usable()
+        if not self._core.foreign:  # a forked child may clean up: 3.11's child watchers do, in set_event_loop()
+            self._check_usable()
         try:
             removed = super().remove_signal_handler(sig)
         finally:

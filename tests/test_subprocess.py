@@ -497,6 +497,29 @@ async def test_H9_without_waitid_popen_is_asked(number: int, monkeypatch: pytest
     await until(lambda: threading.active_count() == 1)
 
 
+@pytest.mark.ours("has Popen fail, which asyncio's watcher does not ask")
+async def test_H9_a_failed_reaping_leaves_no_descriptor(
+    handler_calls: HandlerCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VELOCILOOP_SPAWN", "popen")
+    before = open_descriptors()
+    async with held(7, stdout=DEVNULL) as (process, release):
+        popen = popen_of(process)
+
+        def poll() -> int:
+            raise OSError("unexpected")
+
+        popen.poll = poll
+        release()
+        await until(lambda: len(handler_calls) > 0)
+        del popen.poll
+        assert popen.wait() == 7
+        process._transport._process_exited(7)
+        assert await in_time(process.wait()) == 7
+    assert str(handler_calls.take()["exception"]) == "unexpected"
+    assert open_descriptors() == before
+
+
 @pytest.mark.ours("puts its own lock into Popen")
 async def test_H9_a_status_that_another_thread_is_about_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     """Popen.wait() in a thread has reaped the child, and says so while it holds the lock."""

@@ -50,9 +50,12 @@ class Exclusion:
     pattern: str
     reason: str
     #: The Python versions in which it must match something, both included. A test that maintenance releases brought to
-    #: earlier versions too is left out there where it is found.
+    #: earlier versions too is left out there where it is found; later ones are run.
     first: tuple[int, int] = (3, 11)
     last: tuple[int, int] = (3, 99)
+
+    def applies(self) -> bool:
+        return sys.version_info[:2] <= self.last
 
     def must_match(self) -> bool:
         return self.first <= sys.version_info[:2] <= self.last
@@ -145,6 +148,13 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         "SubprocessThreadedWatcherTests.test_pid_not_reaped_before_exit_published",
         "white-box: looks for the thread of asyncio's child watcher, which velociloop does not have",
         first=(3, 14),
+    ),
+    Exclusion(
+        _PACKAGE + "test_threads",
+        "ToThreadTests.test_to_thread_concurrent",
+        "unsound: counts calls from ten threads in a Mock, which loses some (on PyPy with asyncio's own loop 43 of "
+        "3,000 runs lost one); newer Pythons count otherwise",
+        last=(3, 12),
     ),
     Exclusion(
         _PACKAGE + "test_unix_events",

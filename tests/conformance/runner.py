@@ -104,7 +104,7 @@ def require_test_suite() -> None:
 
 
 def exclusions_of(module: Module) -> list[Exclusion]:
-    return [exclusion for exclusion in EXCLUSIONS if exclusion.module == module.name]
+    return [exclusion for exclusion in EXCLUSIONS if exclusion.module == module.name and exclusion.applies()]
 
 
 def run_module(

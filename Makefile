@@ -2,7 +2,7 @@
 # make test    the whole test suite, on PYTHON (make test PYTHON=python3.12)
 # make lint    ruff, mypy --strict, import-linter
 # make ctest   the shim's C tests, plain and under ASan+UBSan
-# make bench   the benchmarks
+# make bench   every loop beside the others: ratios, and which targets hold (BENCH_ARGS=--quick, --write, --help)
 # make clean   removes all that the others made
 #
 # Each makes the virtual environments that it needs (.venv-*) and installs into them.
@@ -10,6 +10,8 @@
 PYTHON ?= python3
 # More arguments for pytest, such as -k NAME.
 PYTEST_ARGS ?=
+# Arguments for tests/benchmarks/run.py.
+BENCH_ARGS ?=
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -48,6 +50,12 @@ $(BENCH_ENV)/.installed: $(PACKAGING) $(C_FILES) $(PY_FILES) | python-check
 	@$(BENCH_ENV)/bin/python $(PIP) '.[bench]'
 	@touch $@
 
+# Two versions of uvloop do not fit into one environment.  A loop that cannot be installed here is left out, and said so.
+$(BENCH_ENV)/.peers: $(BENCH_ENV)/.installed
+	@$(BENCH_ENV)/bin/python $(PIP) '.[peers]' || echo "== not all loops could be installed here" >&2
+	@$(BENCH_ENV)/bin/python $(PIP) --only-binary uvloop --no-deps --upgrade --target "$$($(BENCH_ENV)/bin/python tests/benchmarks/loops.py --old-uvloop-folder)" uvloop==0.22.1 || echo "== uvloop 0.22.1 could not be installed here" >&2
+	@touch $@
+
 $(LINT_ENV)/.installed: pyproject.toml | python-check
 	@echo "== $(LINT_ENV): installing ruff, mypy, import-linter"
 	@test -x $(LINT_ENV)/bin/python || $(PYTHON) -m venv $(LINT_ENV)
@@ -57,8 +65,8 @@ $(LINT_ENV)/.installed: pyproject.toml | python-check
 demo: $(BENCH_ENV)/.installed
 	@$(BENCH_ENV)/bin/python tests/benchmarks/demo.py
 
-bench: $(BENCH_ENV)/.installed
-	@$(BENCH_ENV)/bin/python tests/benchmarks/run.py
+bench: $(BENCH_ENV)/.peers
+	@$(BENCH_ENV)/bin/python tests/benchmarks/run.py $(BENCH_ARGS)
 
 test: $(TEST_ENV)/.installed
 	$(TEST_ENV)/bin/python -m pytest $(PYTEST_ARGS)

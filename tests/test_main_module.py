@@ -463,7 +463,8 @@ def test_accelerated_once_the_extension_is_imported(monkeypatch: pytest.MonkeyPa
 def test_help(tmp_path: Path, option: str) -> None:
     status, output, errors = python(tmp_path, *OURS, option, COLUMNS="120")
     assert (status, errors) == (0, "")
-    for word in "usage: python -m velociloop", "-c code", "-m module", "script", "argument", "--version", "--help":
+    options = "-c code", "-m module", "script", "argument", "--version", "--help"
+    for word in "usage: python -m velociloop", *options, "bench":
         assert word in output
 
 

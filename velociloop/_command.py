@@ -32,6 +32,9 @@ Without a program this is the REPL of "python -m asyncio": "await" works at the 
 velociloop are imported. A program runs as "python script ..." would run it; it need not know velociloop. What it
 asks for by name (a loop factory, a policy, a loop class) it gets.
 Options of the interpreter come first, as in "python -X dev -m velociloop script.py".
+
+"python -m velociloop bench" measures what the installed event loops need on this machine, in about a minute
+("bench --help" tells more); a script of that name is run as "./bench".
 """
 
 
@@ -46,6 +49,11 @@ def main() -> None:
     own = parser.parse_args(arguments[:length])
     if own.version:
         print(version_text())
+        return
+    if arguments[length : length + 1] == ["bench"]:
+        from ._bench import main as bench  # it takes as long to import as the rest, and few want it
+
+        bench(arguments[length + 1 :])
         return
     run = _program(parser, arguments[length:])
     replace_default_loop()
@@ -63,7 +71,7 @@ def version_text() -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m velociloop",
-        usage="%(prog)s [-h] [-V] [-c code | -m module | script | -] [argument ...]",
+        usage="%(prog)s [-h] [-V] [-c code | -m module | script | - | bench] [argument ...]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

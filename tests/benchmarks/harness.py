@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -97,7 +97,26 @@ def build_load() -> Path:
     if sys.platform != "linux":
         raise BenchmarkError("the load generator in C needs Linux (epoll)")
     source = HERE / "load.c"
-    return _build("load", [*_compiler(), *C_FLAGS, str(source)], [source])
+    return _build("load", [*_compiler(), *C_FLAGS, str(source)], [source, HERE / "load_common.h"])
+
+
+def build_load_tls() -> Path:
+    """Compile load.c with TLS; besides what build_load() says, it needs OpenSSL's headers.
+
+    Raises:
+        BenchmarkError: it could not be compiled.
+    """
+    build_load()  # tells about the system and the compiler
+    source = HERE / "load.c"
+    command = [*_compiler(), *C_FLAGS, "-DLOAD_TLS", str(source), "-lssl", "-lcrypto"]
+    return _build("load-tls", command, [source, HERE / "load_common.h"])
+
+
+def build_load_connect() -> Path:
+    """Compile load_connect.c; errors as build_load()."""
+    build_load()
+    source = HERE / "load_connect.c"
+    return _build("load-connect", [*_compiler(), *C_FLAGS, str(source)], [source, HERE / "load_common.h"])
 
 
 def build_floor() -> Path:
@@ -161,7 +180,8 @@ def choose_cores() -> Cores:
     return Cores(server, (apart or allowed[:-1])[-1])
 
 
-def _pin(pid: int, core: int | None) -> None:
+def pin(pid: int, core: int | None) -> None:
+    """Let a process run on this core only, where the system allows it."""
     if core is None or sys.platform != "linux":
         return
     with contextlib.suppress(OSError):  # it has ended, or a container forbids it: go on without
@@ -179,6 +199,7 @@ class Server:
         core: the core that it is pinned to, or None.
         line: matches the line on stdout that says that it serves; group 1 is the port.
         stop: the signal that ends it. SIGKILL follows if it does not obey.
+        environment: variables that it gets besides this process's own.
     """
 
     def __init__(
@@ -189,6 +210,7 @@ class Server:
         line: str = r"(\d+)\s*$",
         stop: signal.Signals = signal.SIGTERM,
         cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.port = 0
         self._command = list(command)
@@ -196,6 +218,7 @@ class Server:
         self._line = re.compile(line)
         self._stop = stop
         self._cwd = cwd
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._heard = threading.Event()
@@ -216,9 +239,10 @@ class Server:
             text=True,
             bufsize=1,
             cwd=self._cwd,
+            env=self._environment,
         )
         try:
-            _pin(self._process.pid, self._core)
+            pin(self._process.pid, self._core)
             assert self._process.stdout is not None
             self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
             self._reader.start()
@@ -279,13 +303,16 @@ class Load:
     """What is asked of a server.
 
     Attributes:
-        connections: how many, all busy.
+        connections: how many.
         size: bytes of an echo message.
         pipeline: messages or requests that are sent at once.
         warmup: seconds before the measured part.
         seconds: of the measured part.
         path: an HTTP path to GET instead of echo messages.
         body: the body that each HTTP answer must have; None: that of the first answer.
+        active: connections that send, the others are idle; None: all.
+        options: further ones of the load generator.
+        echo: it is load.c's kind of load; False: load_connect.c's, which has no messages of its own.
     """
 
     connections: int
@@ -295,6 +322,9 @@ class Load:
     seconds: float = 1.5
     path: str | None = None
     body: str | None = None
+    active: int | None = None
+    options: tuple[str, ...] = ()
+    echo: bool = True
 
 
 @dataclass(frozen=True)
@@ -334,9 +364,15 @@ def run_load(
     """
     limit = int(load.warmup + load.seconds) + LOAD_SLACK_S
     command = [*tool, "--port", str(server.port), "--server", str(server.pid), "--timeout", str(limit)]
-    command += ["--connections", str(load.connections), "--pipeline", str(load.pipeline)]
-    command += ["--warmup", str(load.warmup), "--seconds", str(load.seconds)]
-    if load.path is None:
+    command += ["--connections", str(load.connections), "--warmup", str(load.warmup), "--seconds", str(load.seconds)]
+    command += load.options
+    if load.echo:
+        command += ["--pipeline", str(load.pipeline)]
+    if load.active is not None:
+        command += ["--active", str(load.active)]
+    if not load.echo:
+        pass
+    elif load.path is None:
         command += ["--size", str(load.size)]
     else:
         command += ["--http", load.path]
@@ -344,7 +380,7 @@ def run_load(
             command += ["--body", load.body]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        _pin(process.pid, cores.load)
+        pin(process.pid, cores.load)
         deadline = time.monotonic() + limit + STOP_LIMIT_S
         while True:
             try:
@@ -363,6 +399,8 @@ def run_load(
         raise BenchmarkError(errors.strip() or f"the load generator ended with status {process.returncode}")
     result: dict[str, Any] = json.loads(output)
     cpu_ns = result["server_cpu_ns"]
+    if result["messages"] == 0:
+        raise BenchmarkError("no message came back in the measured part")
     return Measured(
         messages=result["messages"],
         seconds=result["seconds"],
@@ -381,19 +419,33 @@ def interpreter(python: str) -> str:
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def installed(python: str, packages: Sequence[str]) -> dict[str, str | None]:
-    """Tell which of `packages` an interpreter can import: name -> version, None if it cannot."""
+def installed(
+    python: str, packages: Sequence[str], environment: Mapping[str, str] | None = None
+) -> dict[str, str | None]:
+    """Tell which of `packages` an interpreter can import: name -> version, None if it cannot; '' if it has none."""
     code = (
-        "import importlib, json, sys\n"
+        "import importlib, importlib.metadata, json, sys\n"
         "found = {}\n"
         "for name in sys.argv[1:]:\n"
         "    try:\n"
         "        found[name] = getattr(importlib.import_module(name), '__version__', '')\n"
         "    except ImportError:\n"
         "        found[name] = None\n"
+        "        continue\n"
+        "    try:\n"
+        "        found[name] = found[name] or importlib.metadata.version(name)\n"
+        "    except importlib.metadata.PackageNotFoundError:\n"
+        "        pass\n"
         "print(json.dumps(found))\n"
     )
-    done = subprocess.run([python, "-P", "-c", code, *packages], capture_output=True, text=True, check=False, cwd="/")
+    done = subprocess.run(
+        [python, "-P", "-c", code, *packages],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={**os.environ, **(environment or {})},
+    )
     if done.returncode != 0:
         raise BenchmarkError(f"{python} could not be asked for its packages:\n{done.stderr.strip()}")
     found: dict[str, str | None] = json.loads(done.stdout)

@@ -12,53 +12,46 @@
  *   HTTP   (--http PATH) a burst is --pipeline keep-alive GET requests.  Each
  *          answer must have status 200, a Content-Length, and the same body.
  *
+ *   --unix PATH   the same over a Unix socket; --udp 1: each message is a datagram
+ *   -DLOAD_TLS    (another build, with OpenSSL) the same through TLS
+ *   --active N    opens all --connections, but only the first N of them send
+ *
  * A run is: connect, warm up for --warmup seconds, wait for the last answer, read
  * the server's CPU time, measure for --seconds (or --messages), wait for the last
  * answer, read the CPU time again.  One line of JSON on stdout tells the result.
  * The whole run is bounded by --timeout seconds, whatever the server does.
  *
- * Exit status: 0 success, 1 the server answered wrongly or went away, 2 usage,
- * 3 the time limit passed.
+ * Exit status: load_common.h.
  */
 #define _GNU_SOURCE
 
 #include <arpa/inet.h>
-#include <ctype.h>
-#include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
+#include <sys/un.h>
+#ifdef LOAD_TLS
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#endif
+
+#include "load_common.h"
 
 enum {
-  EXIT_WRONG = 1,
-  EXIT_USAGE = 2,
-  EXIT_TIMEOUT = 3,
   RECEIVE_BYTES = 256 * 1024,
   HEAD_BYTES = 16 * 1024,
   EVENTS = 1024,
   SEQUENCE_BYTES = 8, /* a message starts with its number if it is at least this long */
-  LATENCY_STEPS = 16, /* histogram steps in each power of two: 6% resolution */
-  LATENCY_BUCKETS = 64 * LATENCY_STEPS,
-  SETTLE_MICROSECONDS = 2000, /* the server's way back into its poll after its last answer */
 };
 
 typedef struct {
   int port;
   size_t connections;
+  size_t active; /* connections that send; 0: all */
   size_t size;
   size_t pipeline;
   double warmup;
@@ -66,6 +59,8 @@ typedef struct {
   uint64_t messages; /* 0: until the seconds have passed */
   unsigned timeout;
   const char *path; /* NULL: echo */
+  const char *unix_path; /* NULL: port of 127.0.0.1 */
+  bool udp;
   const char *body; /* expected body, NULL: that of the first answer */
   long server;      /* process whose CPU time is read, 0: none */
 } options;
@@ -86,6 +81,9 @@ typedef struct {
   size_t head_length;
   size_t body_length;
   bool in_body;
+#ifdef LOAD_TLS
+  SSL *tls;
+#endif
 } connection;
 
 typedef struct {
@@ -98,6 +96,7 @@ typedef struct {
 static options opt = {
     .port = 0,
     .connections = 10,
+    .active = 0,
     .size = 1024,
     .pipeline = 1,
     .warmup = 0.5,
@@ -105,18 +104,21 @@ static options opt = {
     .messages = 0,
     .timeout = 60,
     .path = NULL,
+    .unix_path = NULL,
+    .udp = false,
     .body = NULL,
     .server = 0,
 };
 static int poller = -1;
+#ifdef LOAD_TLS
+static SSL_CTX *tls_context;
+#endif
 static connection *connections;
 static char request[2048];
 static size_t burst_bytes;
 static char *body; /* HTTP: the body that every answer must have */
 static size_t body_bytes;
 static unsigned char *received;
-static uint64_t histogram[LATENCY_BUCKETS];
-static uint64_t longest;
 
 /* State of the phase that runs. */
 static totals now_counted;
@@ -125,82 +127,46 @@ static uint64_t issue_limit; /* no burst is started once so many messages were s
 static uint64_t issued;
 static size_t idle;
 
-__attribute__((noreturn, format(printf, 2, 3))) static void die(int status, const char *format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  fputs("load: ", stderr);
-  vfprintf(stderr, format, arguments);
-  fputc('\n', stderr);
-  va_end(arguments);
-  exit(status);
+#ifdef LOAD_TLS
+/* The result of an SSL call as send() and recv() give it. */
+static ssize_t tls_result(connection *c, int n) {
+  if (n > 0) return n;
+  int error = SSL_get_error(c->tls, n);
+  if (error == SSL_ERROR_ZERO_RETURN) return 0;
+  /* Level-triggered epoll is enough: without read-ahead OpenSSL leaves further records in the socket. */
+  errno = error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE ? EAGAIN : EPROTO;
+  return -1;
 }
 
-static void on_alarm(int number) {
-  static const char text[] = "load: the time limit (--timeout) passed\n";
-  (void)number;
-  /* Only async-signal-safe calls are allowed here. */
-  ssize_t written = write(STDERR_FILENO, text, sizeof text - 1);
-  (void)written;
-  _exit(EXIT_TIMEOUT);
+static ssize_t channel_send(connection *c, const void *data, size_t size) {
+  ERR_clear_error();
+  return tls_result(c, SSL_write(c->tls, data, (int)size));
 }
 
-static void *allocate(size_t count, size_t size) {
-  void *memory = calloc(count, size);
-  if (memory == NULL) die(EXIT_WRONG, "out of memory");
-  return memory;
+static ssize_t channel_receive(connection *c, void *data, size_t size) {
+  ERR_clear_error();
+  return tls_result(c, SSL_read(c->tls, data, (int)size));
 }
 
-static uint64_t clock_ns(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
-}
-
-/* CPU time of all threads of the server in ns, from the scheduler's accounting:
- * the first number in /proc/PID/task/TID/schedstat.  -1 if there is none. */
-static int64_t server_cpu_ns(void) {
-  char path[64];
-  snprintf(path, sizeof path, "/proc/%ld/task", opt.server);
-  DIR *tasks = opt.server > 0 ? opendir(path) : NULL;
-  if (tasks == NULL) return -1;
-  int64_t sum = 0;
-  for (struct dirent *entry; (entry = readdir(tasks)) != NULL;) {
-    if (!isdigit((unsigned char)entry->d_name[0])) continue;
-    char file[384];
-    snprintf(file, sizeof file, "/proc/%ld/task/%s/schedstat", opt.server, entry->d_name);
-    FILE *stat = fopen(file, "re");
-    uint64_t running = 0;
-    if (stat == NULL || fscanf(stat, "%" SCNu64, &running) != 1) sum = -1;
-    if (stat != NULL) fclose(stat);
-    if (sum < 0) break;
-    sum += (int64_t)running;
+static void channel_open(connection *c) {
+  if (tls_context == NULL) {
+    tls_context = SSL_CTX_new(TLS_client_method());
+    if (tls_context == NULL) die(EXIT_WRONG, "SSL_CTX_new failed");
+    SSL_CTX_set_mode(tls_context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
   }
-  closedir(tasks);
-  return sum;
+  c->tls = SSL_new(tls_context);
+  if (c->tls == NULL || SSL_set_fd(c->tls, c->fd) != 1) die(EXIT_WRONG, "SSL_new failed");
+  if (SSL_connect(c->tls) != 1) die(EXIT_WRONG, "connection %zu: the TLS handshake failed", c->index);
+}
+#else
+static ssize_t channel_send(connection *c, const void *data, size_t size) {
+  return send(c->fd, data, size, MSG_NOSIGNAL);
 }
 
-static void count_latency(uint64_t ns) {
-  if (ns > longest) longest = ns;
-  if (ns < LATENCY_STEPS) ns = LATENCY_STEPS;
-  unsigned exponent = 63U - (unsigned)__builtin_clzll(ns);
-  size_t step = (size_t)((ns >> (exponent - 4U)) & (LATENCY_STEPS - 1));
-  histogram[exponent * LATENCY_STEPS + step] += 1;
-}
+static ssize_t channel_receive(connection *c, void *data, size_t size) { return recv(c->fd, data, size, 0); }
 
-/* Upper end of the bucket that holds the given part of all latencies, in us. */
-static double latency_us(double part) {
-  uint64_t all = 0;
-  for (size_t i = 0; i < LATENCY_BUCKETS; i++) all += histogram[i];
-  uint64_t seen = 0;
-  for (size_t i = 0; i < LATENCY_BUCKETS; i++) {
-    seen += histogram[i];
-    if (all > 0 && (double)seen >= part * (double)all) {
-      double step = (double)(UINT64_C(1) << (i / LATENCY_STEPS)) / LATENCY_STEPS;
-      return step * (double)(LATENCY_STEPS + i % LATENCY_STEPS + 1) / 1000.0;
-    }
-  }
-  return 0.0;
-}
+static void channel_open(connection *c) { (void)c; }
+#endif
 
 static void watch(connection *c, int operation, bool output) {
   struct epoll_event event = {.events = EPOLLIN | (output ? (uint32_t)EPOLLOUT : 0U), .data = {.ptr = c}};
@@ -210,7 +176,7 @@ static void watch(connection *c, int operation, bool output) {
 
 static void send_burst(connection *c) {
   while (c->sent < burst_bytes) {
-    ssize_t n = send(c->fd, c->burst + c->sent, burst_bytes - c->sent, MSG_NOSIGNAL);
+    ssize_t n = channel_send(c, c->burst + c->sent, burst_bytes - c->sent);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno == EAGAIN) {
       if (!c->watches_output) watch(c, EPOLL_CTL_MOD, true);
@@ -346,7 +312,7 @@ static void take_http(connection *c, const unsigned char *data, size_t size) {
 
 static void receive(connection *c) {
   /* One recv() a readiness event: a full buffer makes epoll report it again. */
-  ssize_t n = recv(c->fd, received, RECEIVE_BYTES, 0);
+  ssize_t n = channel_receive(c, received, RECEIVE_BYTES);
   if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
   if (n < 0) die(EXIT_WRONG, "connection %zu: recv: %s", c->index, strerror(errno));
   if (n == 0) die(EXIT_WRONG, "connection %zu: the server closed it", c->index);
@@ -387,16 +353,26 @@ static totals run_phase(size_t count, double seconds, uint64_t messages) {
 }
 
 static void open_connection(connection *c, size_t index) {
-  struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)opt.port)};
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  c->index = index;
-  c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (c->fd < 0) die(EXIT_WRONG, "socket: %s", strerror(errno));
-  if (connect(c->fd, (struct sockaddr *)&address, sizeof address) != 0) {
-    die(EXIT_WRONG, "connection %zu: connect: %s", index, strerror(errno));
+  struct sockaddr_in internet = {.sin_family = AF_INET, .sin_port = htons((uint16_t)opt.port)};
+  internet.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  struct sockaddr_un local = {.sun_family = AF_UNIX};
+  const struct sockaddr *address = (const struct sockaddr *)&internet;
+  socklen_t length = sizeof internet;
+  if (opt.unix_path != NULL) {
+    if (strlen(opt.unix_path) >= sizeof local.sun_path) die(EXIT_USAGE, "--unix: the path is too long");
+    strcpy(local.sun_path, opt.unix_path);
+    address = (const struct sockaddr *)&local;
+    length = sizeof local;
   }
+  c->index = index;
+  c->fd = socket(address->sa_family, (opt.udp ? SOCK_DGRAM : SOCK_STREAM) | SOCK_CLOEXEC, 0);
+  if (c->fd < 0) die(EXIT_WRONG, "socket: %s", strerror(errno));
+  if (connect(c->fd, address, length) != 0) die(EXIT_WRONG, "connection %zu: connect: %s", index, strerror(errno));
   int on = 1;
-  setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  if (opt.unix_path == NULL && !opt.udp && setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0) {
+    die(EXIT_WRONG, "TCP_NODELAY: %s", strerror(errno));
+  }
+  channel_open(c);
   /* Non-blocking from here on; connect() blocked, so that a full backlog only waits. */
   if (fcntl(c->fd, F_SETFL, O_NONBLOCK) != 0) die(EXIT_WRONG, "fcntl: %s", strerror(errno));
   watch(c, EPOLL_CTL_ADD, false);
@@ -407,20 +383,10 @@ static void open_connection(connection *c, size_t index) {
     for (size_t i = 0; i < opt.size; i++) c->answer[i] = (unsigned char)((i * 31U + i / 251U + index * 7U) & 0xffU);
     for (size_t i = 0; i < opt.pipeline; i++) memcpy(c->burst + i * opt.size, c->answer, opt.size);
   } else {
-    size_t length = strlen(request);
-    for (size_t i = 0; i < opt.pipeline; i++) memcpy(c->burst + i * length, request, length);
+    size_t request_bytes = strlen(request);
+    for (size_t i = 0; i < opt.pipeline; i++) memcpy(c->burst + i * request_bytes, request, request_bytes);
     c->head = allocate(HEAD_BYTES, 1);
   }
-}
-
-static double number(const char *name, const char *text, double least, double most) {
-  char *end = NULL;
-  errno = 0;
-  double value = strtod(text, &end);
-  if (errno != 0 || end == text || *end != '\0' || !(value >= least && value <= most)) {
-    die(EXIT_USAGE, "%s must be a number from %g to %g, not \"%s\"", name, least, most, text);
-  }
-  return value;
 }
 
 static void parse(int argc, char **argv) {
@@ -432,6 +398,12 @@ static void parse(int argc, char **argv) {
       opt.port = (int)number(name, value, 1, 65535);
     } else if (strcmp(name, "--connections") == 0) {
       opt.connections = (size_t)number(name, value, 1, 100000);
+    } else if (strcmp(name, "--active") == 0) {
+      opt.active = (size_t)number(name, value, 1, 100000);
+    } else if (strcmp(name, "--unix") == 0) {
+      opt.unix_path = value;
+    } else if (strcmp(name, "--udp") == 0) {
+      opt.udp = number(name, value, 0, 1) > 0;
     } else if (strcmp(name, "--size") == 0) {
       opt.size = (size_t)number(name, value, 1, 64 << 20);
     } else if (strcmp(name, "--pipeline") == 0) {
@@ -454,7 +426,10 @@ static void parse(int argc, char **argv) {
       die(EXIT_USAGE, "unknown option %s", name);
     }
   }
-  if (opt.port == 0) die(EXIT_USAGE, "--port is missing");
+  if (opt.port == 0 && opt.unix_path == NULL) die(EXIT_USAGE, "--port is missing");
+  if (opt.active == 0) opt.active = opt.connections;
+  if (opt.active > opt.connections) die(EXIT_USAGE, "--active is more than --connections");
+  if (opt.udp && (opt.pipeline > 1 || opt.size > 60000)) die(EXIT_USAGE, "--udp: one datagram of at most 60000 bytes at once");
 }
 
 int main(int argc, char **argv) {
@@ -463,11 +438,7 @@ int main(int argc, char **argv) {
   sigaction(SIGALRM, &action, NULL);
   alarm(opt.timeout);
 
-  struct rlimit files;
-  if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
-  }
+  raise_descriptor_limit();
   if (opt.path != NULL) {
     int length = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: keep-alive\r\n\r\n",
                           opt.path, opt.port);
@@ -488,12 +459,12 @@ int main(int argc, char **argv) {
   for (size_t i = 0; i < opt.connections; i++) open_connection(&connections[i], i);
 
   run_phase(1, 0.0, opt.pipeline);
-  run_phase(opt.connections, opt.warmup, 0);
+  run_phase(opt.active, opt.warmup, 0);
   usleep(SETTLE_MICROSECONDS);
-  int64_t before = server_cpu_ns();
-  totals result = run_phase(opt.connections, opt.seconds, opt.messages);
+  int64_t before = server_cpu_ns(opt.server);
+  totals result = run_phase(opt.active, opt.seconds, opt.messages);
   usleep(SETTLE_MICROSECONDS);
-  int64_t after = server_cpu_ns();
+  int64_t after = server_cpu_ns(opt.server);
 
   if (opt.path == NULL && (result.bytes_received != result.bytes_sent || result.bytes_sent != result.messages * opt.size)) {
     die(EXIT_WRONG, "%" PRIu64 " bytes sent, %" PRIu64 " received for %" PRIu64 " messages", result.bytes_sent,
@@ -503,12 +474,6 @@ int main(int argc, char **argv) {
          ", \"bytes_received\": %" PRIu64 ", \"seconds\": %.6f, ",
          opt.connections, opt.pipeline, result.messages, result.bytes_sent, result.bytes_received,
          (double)result.nanoseconds / 1e9);
-  printf("\"burst_us\": {\"p50\": %.1f, \"p99\": %.1f, \"max\": %.1f}, ", latency_us(0.5), latency_us(0.99),
-         (double)longest / 1000.0);
-  if (before < 0 || after < 0) {
-    printf("\"server_cpu_ns\": null}\n");
-  } else {
-    printf("\"server_cpu_ns\": %" PRId64 "}\n", after - before);
-  }
+  print_costs(before, after);
   return 0;
 }

@@ -25,7 +25,7 @@ LINT_ENV := .venv-lint-$(TAG)
 
 PIP = -m pip --disable-pip-version-check install -qq
 PACKAGING := pyproject.toml setup.py build_ffi.py MANIFEST.in vendor/libuv.toml vendor/fetch.py
-C_FILES := $(wildcard velociloop/uv/*.c velociloop/uv/*.h velociloop/uv/uv.cdef)
+C_FILES := $(wildcard velociloop/*/*.c velociloop/*/*.h velociloop/uv/uv.cdef)
 PY_FILES := $(shell find velociloop -name '*.py')
 
 help:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 import cffi
@@ -20,6 +21,13 @@ SOURCE = '#include "shim.h"\n'
 #: The shim, compiled into an archive of its own with our flags; relative to ROOT.
 SHIM_SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(f"{ROOM}/shim*.c"))
 SHIM_INCLUDE = [ROOM]
+
+#: The accelerator: optional, for CPython, built anew for each of its versions.
+SPEEDUPS = "velociloop._speedups"
+SPEEDUPS_SOURCES = sorted(
+    path.relative_to(ROOT).as_posix() for path in ROOT.glob("velociloop/scheduling/speedups*.c")
+)
+SPEEDUPS_HEADERS = ["velociloop/scheduling/speedups.h", CDEF, f"{ROOM}/shim.h"]
 
 
 def _switch(name: str) -> bool:
@@ -53,6 +61,12 @@ else:
             LINK_FLAGS = ["-Wl,-exported_symbol,__cffi_pypyinit__ffi"]
     else:
         LINK_FLAGS = ["-Wl,--exclude-libs,ALL"]
+
+SPEEDUPS_FLAGS = [*SHIM_FLAGS, *ASSERT_FLAGS]
+if sys.platform != "win32":
+    # Not ours to be warned of.
+    for path in sorted({sysconfig.get_path("include"), sysconfig.get_path("platinclude")}):
+        SPEEDUPS_FLAGS += ["-isystem", path]
 
 # cffi writes the module for CPython's stable ABI (one wheel for 3.11 and later) where
 # there is one, and for the running interpreter on PyPy and free-threaded CPython.

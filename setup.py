@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -35,6 +35,8 @@ except ImportError as error:
     ) from None
 
 SYSTEM_LIBUV = os.environ.get("VELOCILOOP_SYSTEM_LIBUV", "") not in ("", "0")
+#: The accelerator is left out, as it is at run time: one wheel then serves all versions of CPython.
+PURE = os.environ.get("VELOCILOOP_PURE", "") not in ("", "0")
 COMPILER_HINT = (
     "install one (Debian, Ubuntu: apt install gcc libc6-dev; Fedora: dnf install gcc; macOS: xcode-select --install; "
     "Windows: the Visual Studio Build Tools) or name it in CC, and build again"
@@ -44,6 +46,11 @@ COMPILER_HINT = (
 def fail(sentence: str) -> NoReturn:
     """End the build with one sentence."""
     raise SystemExit(f"velociloop: {sentence}")
+
+
+def note(sentence: str) -> None:
+    """Say something that does not end the build."""
+    print(f"velociloop: {sentence}.", file=sys.stderr, flush=True)
 
 
 def fetch_libuv() -> None:
@@ -85,6 +92,19 @@ class BuildExt(build_ext):
         extension.extra_objects = [*extension.extra_objects, shim, *archives]
         extension.extra_link_args = [*extension.extra_link_args, *link]
         super().build_extensions()
+
+    def build_extension(self, ext: Any) -> None:
+        if ext.name != build_ffi.SPEEDUPS:
+            super().build_extension(ext)
+            return
+        try:
+            super().build_extension(ext)
+        except Exception:
+            if build_ffi.WERROR:
+                raise
+            # setuptools warns of an optional extension, with the compiler's words, and goes on.
+            note("the accelerator could not be built: velociloop is pure Python, and slower, here")
+            raise
 
     def check_compiler(self) -> None:
         """Say what is missing before a compiler run says it at length."""
@@ -224,8 +244,28 @@ class BuildExt(build_ext):
         return done.stdout
 
 
+def accelerator() -> list[Extension]:
+    """Return the accelerator, where there can be one."""
+    if PURE or sys.implementation.name != "cpython":
+        return []
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        note("no accelerator on free-threaded Python, since it relies on the GIL: velociloop is pure Python here")
+        return []
+    extension = Extension(
+        build_ffi.SPEEDUPS,
+        build_ffi.SPEEDUPS_SOURCES,
+        include_dirs=build_ffi.SHIM_INCLUDE,
+        depends=build_ffi.SPEEDUPS_HEADERS,
+        extra_compile_args=build_ffi.SPEEDUPS_FLAGS,
+    )
+    extension.optional = not build_ffi.WERROR
+    return [extension]
+
+
 def wheel_options() -> dict[str, str]:
-    """Tag the wheel for the stable ABI where cffi uses it (see build_ffi.py)."""
+    """Tag the wheel for the stable ABI where cffi uses it (see build_ffi.py) and nothing else needs a version."""
+    if ACCELERATOR:
+        return {}
     stable = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
     if not stable or hasattr(sys, "gettotalrefcount"):
         return {}
@@ -241,7 +281,10 @@ if "sdist" in commands:
 if commands & {"sdist", "bdist_wheel", "editable_wheel", "build", "build_ext", "install", "develop"}:
     fetch_libuv()
 
+ACCELERATOR = accelerator()
+
 setup(
+    ext_modules=ACCELERATOR,
     cffi_modules=["build_ffi.py:ffibuilder"],
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": wheel_options()},

@@ -451,13 +451,6 @@ def test_version(tmp_path: Path, option: str) -> None:
     assert ("pure Python" in output) is not _accelerator.accelerated()
 
 
-def test_accelerated_once_the_extension_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "velociloop._speedups", raising=False)
-    assert not _accelerator.accelerated()
-    monkeypatch.setitem(sys.modules, "velociloop._speedups", type(sys)("velociloop._speedups"))
-    assert _accelerator.accelerated()
-
-
 @pytest.mark.ours("the command line is")
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help(tmp_path: Path, option: str) -> None:

@@ -13,6 +13,7 @@ name                                    module              checked on
 ``LOG_THRESHOLD_FOR_CONNLOST_WRITES``   asyncio.constants   3.11 - 3.14, PyPy 3.11
 ``SSL_HANDSHAKE_TIMEOUT``               asyncio.constants   3.11 - 3.14, PyPy 3.11
 ``SSL_SHUTDOWN_TIMEOUT``                asyncio.constants   3.11 - 3.14, PyPy 3.11
+``_format_callback_source``             asyncio.format_helpers  3.11, 3.12; 3.13+ with ``debug``
 ``SSLProtocol``                         asyncio.sslproto    3.11 - 3.14, PyPy 3.11
 ``TransportSocket``                     asyncio.trsock      3.11 - 3.14, PyPy 3.11
 ``_set_result_unless_cancelled``        asyncio.futures     3.11 - 3.14, PyPy 3.11
@@ -38,7 +39,9 @@ overrides or reads: ``_selector``, ``_ready``, ``_scheduled``, ``_stopping``, ``
 ``_close_self_pipe``, ``_make_socket_transport``, ``_make_ssl_transport``,
 ``_make_datagram_transport``, ``_start_serving``, ``_stop_serving``, ``_make_read_pipe_transport``,
 ``_make_write_pipe_transport``, ``_make_subprocess_transport``, ``_ensure_fd_no_transport``, ``_check_closed``,
-``_check_running``.  Of ``asyncio.Handle``: ``_run``, ``_cancelled``.
+``_check_running``.  Of ``asyncio.Handle``: ``_run``, ``_cancelled``, ``_loop``, ``_callback``, ``_args``,
+``_source_traceback``; the accelerator fills all slots of ``Handle`` and ``TimerHandle`` itself, overrides
+``_call_soon`` and ``_timer_handle_cancelled`` of the loop, and is the home of the loop's ``_closed``.
 """
 
 import asyncio
@@ -49,6 +52,7 @@ from asyncio import (
     base_subprocess,
     constants,
     events,
+    format_helpers,
     futures,
     selector_events,
     sslproto,
@@ -76,6 +80,7 @@ __all__ = [
     "SelectorEventLoop",
     "TransportSocket",
     "execute_child_arguments",
+    "format_callback_source",
     "popen_waitpid_lock",
     "replace_new_event_loop",
     "server_attach",
@@ -182,6 +187,17 @@ MIN_CANCELLED_TIMER_HANDLES_FRACTION: float = cast(Any, base_events)._MIN_CANCEL
 SSLProtocol: Any = sslproto.SSLProtocol
 TransportSocket: Any = trsock.TransportSocket
 set_result_unless_cancelled: Callable[[Any, Any], None] = cast(Any, futures)._set_result_unless_cancelled
+
+_format_callback_source: Any = cast(Any, format_helpers)._format_callback_source
+_FORMAT_ASKS_FOR_DEBUG = "debug" in inspect.signature(_format_callback_source).parameters
+
+
+def format_callback_source(callback: Any, args: Any, debug: bool) -> str:
+    """Return a callback and its arguments as asyncio writes them in its messages."""
+    if _FORMAT_ASKS_FOR_DEBUG:
+        return str(_format_callback_source(callback, args, debug=debug))
+    return str(_format_callback_source(callback, args))
+
 
 # 3.11's Server counts connections; from 3.12 on it is told which transport comes and goes.
 _ATTACH_TAKES_TRANSPORT = "transport" in inspect.signature(cast(Any, base_events.Server)._attach).parameters

@@ -14,26 +14,24 @@ from ._platform import at_fork
 from .api import datagrams, pipes, resolve, serve, signals, streams, subprocess
 from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
-from .scheduling.turn import run_once
+from .scheduling.turn import LoopBase, register_loop, run_once
 from .scheduling.wakeup import SignalWakeup
 from .transports.watch import Watches
 from .uv.core import Core, Statistics, stdio_held
-from .uv.selector import Selector
+from .uv.selector import Selector, no_preparation
 
 _Ts = TypeVarTuple("_Ts")
 
 __all__ = ["Loop", "Statistics", "new_event_loop"]
 
 
-class Loop(SelectorEventLoop):
+@register_loop
+class Loop(LoopBase, SelectorEventLoop):
     """asyncio's selector event loop, with libuv as its selector and under its transports.
 
     Everything that asyncio documents is inherited or overridden; see docs/architecture.md for
     which, and docs/differences.md for what differs on purpose.
     """
-
-    # asyncio's __del__ asks is_closed(), also after Core() has failed.
-    _closed = True
 
     def __init__(self, selector: Any = None) -> None:
         """``selector`` is accepted for compatibility with ``asyncio.SelectorEventLoop``.
@@ -62,6 +60,9 @@ class Loop(SelectorEventLoop):
         self._drain_handle = DrainHandle(self._dispatcher, self)
         self._uv_selector.before_wait = self._arm_wakeup
         self._uv_selector.on_foreign = self._adopt
+        self._attach(
+            self._core.pointer, self._core.address, self._scope, self._uv_selector, no_preparation, self._drain_handle
+        )
         _live_loops.add(self)
 
     def statistics(self) -> Statistics:
@@ -96,10 +97,11 @@ class Loop(SelectorEventLoop):
         finally:
             self._disarm_wakeup()
 
-    def _run_once(self) -> None:
+    def _turn_in_python(self) -> None:
         if self._debug:
             # asyncio's own turn, with its messages.  Nothing is corked there.
-            super()._run_once()
+            # By name, since LoopBase may have one that comes here.
+            SelectorEventLoop._run_once(self)
         else:
             run_once(self, self._scope)
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 
@@ -27,7 +28,20 @@ OFFLINE = {
 }
 
 #: What decides how a build goes; a test says each of them itself.
-SWITCHES = ("LIBUV_SOURCE", "VELOCILOOP_SYSTEM_LIBUV", "VELOCILOOP_DEBUG", "CC", "CFLAGS", "PKG_CONFIG", "PYTHONPATH")
+SWITCHES = (
+    "LIBUV_SOURCE",
+    "VELOCILOOP_SYSTEM_LIBUV",
+    "VELOCILOOP_DEBUG",
+    "VELOCILOOP_PURE",
+    "VELOCILOOP_WERROR",
+    "CC",
+    "CFLAGS",
+    "PKG_CONFIG",
+    "PYTHONPATH",
+)
+
+#: Whether a build for this interpreter contains the accelerator.
+ACCELERATED = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 
 def load_fetch(root: Path = ROOT) -> ModuleType:

@@ -12,7 +12,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from project import OFFLINE, ROOT, TREE, clean_clone, load_fetch, run, succeed
+from project import ACCELERATED, OFFLINE, ROOT, TREE, clean_clone, load_fetch, run, succeed
 
 BUILD = (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
 
@@ -60,6 +60,31 @@ def test_builds(clone: Path) -> None:
     before = module.read_bytes()
     succeed(*BUILD, cwd=clone, env={"VELOCILOOP_DEBUG": "1"})
     assert module.read_bytes() != before
+
+
+@pytest.mark.skipif(not ACCELERATED, reason="no accelerator is built for this interpreter")
+def test_an_accelerator_that_cannot_be_built_is_left_out(clone: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(clone, broken, ignore=shutil.ignore_patterns("*.so"))
+    with (broken / "velociloop/scheduling/speedups.h").open("a") as file:
+        file.write("#error for this test\n")
+    done = run(*BUILD, cwd=broken)
+    assert done.returncode == 0, done.stderr
+    assert "\nvelociloop: the accelerator could not be built: velociloop is pure Python, and slower, here.\n" in (
+        f"\n{done.stderr}"
+    )
+    assert list((broken / "velociloop/uv").glob("_ffi*.so"))
+    assert not list((broken / "velociloop").glob("_speedups*.so"))
+    # Where warnings are errors, that is one.
+    assert run(*BUILD, cwd=broken, env={"VELOCILOOP_WERROR": "1"}).returncode != 0
+
+
+@pytest.mark.skipif(not ACCELERATED, reason="no accelerator is built for this interpreter")
+def test_no_accelerator_is_wanted(clone: Path) -> None:
+    for module in (clone / "velociloop").glob("_speedups*.so"):
+        module.unlink()
+    succeed(*BUILD, cwd=clone, env={"VELOCILOOP_PURE": "1"})
+    assert not list((clone / "velociloop").glob("_speedups*.so"))
 
 
 def test_no_compiler(clone: Path) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import zipfile
 from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
-from project import OFFLINE, clean_clone, load_fetch, succeed, venv_python
+from project import ACCELERATED, OFFLINE, clean_clone, load_fetch, succeed, venv_python
 
 pytestmark = pytest.mark.packaging
 
@@ -80,6 +79,7 @@ def test_sdist_holds_libuv_and_all_sources(sdist: Path, tmp_path: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = ["build_ffi.py", "setup.py", "vendor/fetch.py", "vendor/libuv.toml", "velociloop/uv/uv.cdef"]
     wanted += ["velociloop/uv/shim.h", "velociloop/uv/shim_core.c", "velociloop/py.typed", "vendor/libuv/LICENSE"]
+    wanted += ["velociloop/scheduling/speedups.h", "velociloop/scheduling/speedups_module.c"]
     assert not set(wanted) - names
     assert not [name for name in names if name.endswith((".so", ".o", ".a", ".pyc"))]
     # The tree in it is the pinned one, whole.
@@ -100,9 +100,27 @@ def test_wheel_holds_what_runs_and_nothing_else(wheel: Path) -> None:
     # libuv's license asks to go with it.
     assert any(name.endswith("/vendor/libuv/LICENSE") for name in licenses)
     assert any(name.endswith("/licenses/LICENSE") for name in licenses)
-    if sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED"):
-        assert tags["Tag"].startswith("cp311-abi3-")
+    speedups = [name for name in names if name.startswith("velociloop/_speedups.")]
+    assert len(speedups) == ACCELERATED
+    if ACCELERATED:
+        # H12: the binding serves every CPython, the accelerator one: the wheel takes the narrower tag.
+        tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+        assert tags["Tag"].startswith(f"{tag}-{tag}-")
         assert "velociloop/uv/_ffi.abi3.so" in names
+
+
+@pytest.mark.skipif(not ACCELERATED, reason="every wheel is pure here")
+def test_a_pure_wheel_serves_every_version(sdist: Path, tmp_path: Path) -> None:
+    """Need 32: VELOCILOOP_PURE leaves the accelerator out."""
+    command = (sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, tmp_path / "source")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    next(tmp_path.glob("velociloop-*")).rename(tmp_path / "source")
+    succeed(*command, cwd=tmp_path, env={"VELOCILOOP_PURE": "1"})
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "-cp311-abi3-" in wheel.name
+    with zipfile.ZipFile(wheel) as archive_of_wheel:
+        assert not [name for name in archive_of_wheel.namelist() if "_speedups." in name]
 
 
 def test_sdist_installs_without_network(sdist: Path, wheelhouse: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import pytest
 from project import ROOT, succeed
 
+from velociloop._accelerator import speedups
 from velociloop.uv import _ffi
 
 BOTH_LOOPS = """
@@ -63,6 +64,17 @@ def test_H12_nothing_but_the_module_is_exported() -> None:
     defined = [line.split()[-1] for line in lines if line.split()[-2] not in ("U", "w", "v")]
     expected = {"cpython": "PyInit__ffi", "pypy": "_cffi_pypyinit__ffi"}[sys.implementation.name]
     assert [name.removeprefix("_") for name in defined] == [expected.removeprefix("_")]
+
+
+@pytest.mark.skipif(speedups is None or os.name == "nt", reason="there is no accelerator, or it exports what it says")
+def test_H12_the_accelerator_exports_its_entry_and_links_no_libuv() -> None:
+    nm = shutil.which("nm")
+    assert nm is not None, "nm (binutils) came with the compiler that built the module"
+    option = "-gU" if sys.platform == "darwin" else "-D"
+    symbols = [line.split()[-2:] for line in succeed(nm, option, speedups.__file__, cwd=ROOT).splitlines()]
+    defined = [name for kind, name in symbols if kind not in ("U", "w", "v")]
+    assert [name.removeprefix("_") for name in defined] == ["PyInit__speedups"]
+    assert not [name for _, name in symbols if name.removeprefix("_").startswith(("uv_", "vl_"))]
 
 
 @pytest.mark.parametrize("order", [("uvloop", "velociloop"), ("velociloop", "uvloop")], ids="-then-".join)

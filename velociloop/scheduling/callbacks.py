@@ -10,9 +10,13 @@ turn of ours: before the loop runs, in a turn that another library replaced (nes
 debug mode, where the inherited turn runs.  A transport then must not wait.
 """
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-__all__ = ["CallbackScope", "Writer"]
+from .._accelerator import speedups
+from .._compat import format_callback_source
+from ..uv.core import exports_address
+
+__all__ = ["CallbackScope", "PyCallbackScope", "Writer", "report_callback_error"]
 
 
 class Writer(Protocol):
@@ -65,3 +69,26 @@ class CallbackScope:
             except (KeyboardInterrupt, SystemExit):
                 corked.insert(0, writer)  # what it still holds back leaves at the next end
                 raise
+
+
+def report_callback_error(handle: Any, exc: BaseException) -> None:
+    """Tell the loop's exception handler what a callback has raised, in the words of ``asyncio.Handle._run``.
+
+    For the accelerator, which calls callbacks without ``_run``.
+    """
+    loop = handle._loop
+    context = {
+        "message": f"Exception in callback {format_callback_source(handle._callback, handle._args, loop.get_debug())}",
+        "exception": exc,
+        "handle": handle,
+    }
+    if handle._source_traceback:
+        context["source_traceback"] = handle._source_traceback
+    loop.call_exception_handler(context)
+
+
+PyCallbackScope = CallbackScope
+if speedups is not None and not TYPE_CHECKING:
+    # The first module that has use for it tells it what it must know.
+    speedups.configure(exports_address(), report_callback_error)
+    CallbackScope = speedups.CallbackScope

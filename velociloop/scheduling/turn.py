@@ -6,8 +6,9 @@ mode: cancelled timers go, wait, completions and due timers become ready, and wh
 """
 
 import heapq
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .._accelerator import speedups
 from .._compat import (
     MAXIMUM_SELECT_TIMEOUT,
     MIN_CANCELLED_TIMER_HANDLES_FRACTION,
@@ -15,7 +16,39 @@ from .._compat import (
 )
 from .callbacks import CallbackScope
 
-__all__ = ["run_once"]
+__all__ = ["LoopBase", "PyLoopBase", "register_loop", "run_once"]
+
+
+class PyLoopBase:
+    """What the loop has from its scheduling: nothing here, but C methods in the accelerator's ``LoopBase``.
+
+    The subclass must provide ``_turn_in_python()``, which runs one turn in whatever state the loop is.
+    """
+
+    # asyncio's __del__ asks is_closed(), also of a loop whose __init__ has failed.
+    _closed = True
+
+    def _turn_in_python(self) -> None:
+        raise NotImplementedError
+
+    def _attach(
+        self, pointer: Any, address: int, scope: CallbackScope, selector: Any, no_preparation: Any, drain: Any
+    ) -> None:
+        """Hand the accelerator what a complete loop has; before that it leaves everything to Python."""
+
+
+def register_loop(loop_type: type) -> type:
+    """Have the accelerator serve loops of this type while their methods are what they are now (H3)."""
+    if speedups is None:
+        loop_type._run_once = loop_type._turn_in_python  # type: ignore[attr-defined]
+    else:
+        speedups.register_loop(loop_type)
+    return loop_type
+
+
+LoopBase = PyLoopBase
+if speedups is not None and not TYPE_CHECKING:
+    LoopBase = speedups.LoopBase
 
 
 def _drop_cancelled_timers(loop: Any) -> None:

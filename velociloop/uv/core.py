@@ -15,7 +15,15 @@ from ._ffi import ffi, lib
 from .registry import Registry
 from .ring import EXIT, Ring
 
-__all__ = ["Core", "Statistics", "child_returncode", "libuv_version", "pidfd_open", "stdio_held"]
+__all__ = [
+    "Core",
+    "Statistics",
+    "child_returncode",
+    "exports_address",
+    "libuv_version",
+    "pidfd_open",
+    "stdio_held",
+]
 
 STREAM_TCP: int = lib.VL_STREAM_TCP
 STREAM_PIPE: int = lib.VL_STREAM_PIPE
@@ -79,6 +87,11 @@ class Core:
             return f"<{type(self).__name__} closed>"
         state = "foreign" if self.foreign else "open"
         return f"<{type(self).__name__} {state} handles={len(self.registry.owners)} pins={len(self.registry.pins)}>"
+
+    @property
+    def address(self) -> int:
+        """The address that :attr:`pointer` holds, for the accelerator."""
+        return int(ffi.cast("uintptr_t", self.pointer))
 
     def close(self) -> None:
         """Close all handles and the libuv loop; pinned buffers are released."""
@@ -375,6 +388,11 @@ def stdio_held() -> Iterator[None]:
         yield
     finally:
         lib.vl_stdio_release(held)
+
+
+def exports_address() -> int:
+    """Return the address of the shim's functions (``vl_exports``), for the accelerator."""
+    return int(ffi.cast("uintptr_t", lib.vl_exported()))
 
 
 def libuv_version() -> str:

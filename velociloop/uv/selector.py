@@ -16,7 +16,7 @@ from . import errors
 from ._ffi import lib
 from .core import ERR_FOREIGN, POLL_RECORDS, POLL_SELECTOR, Core
 
-__all__ = ["Selector"]
+__all__ = ["Selector", "no_preparation"]
 
 _NS = 1_000_000_000
 _LONGEST_WAIT_NS = 24 * 3600 * _NS  # what the shim clamps to, and what int64_t holds for sure
@@ -24,7 +24,7 @@ _LONGEST_WAIT_NS = 24 * 3600 * _NS  # what the shim clamps to, and what int64_t 
 _Events = list[tuple[selectors.SelectorKey, int]]
 
 
-def _no_preparation() -> None:
+def no_preparation() -> None:
     """Stand for "nothing to do before a wait"."""
 
 
@@ -48,8 +48,8 @@ class Selector(selectors.BaseSelector):
             raise
         #: Whether the last select() has left undrained records in the ring.
         self.has_records = False
-        self.before_wait: Callable[[], None] = _no_preparation
-        self.on_foreign: Callable[[], None] = _no_preparation
+        self.before_wait: Callable[[], None] = no_preparation
+        self.on_foreign: Callable[[], None] = no_preparation
 
     def __repr__(self) -> str:
         watched = self._inner.get_map()
@@ -58,7 +58,7 @@ class Selector(selectors.BaseSelector):
 
     def wait_unprepared(self) -> None:
         """Forget ``before_wait``: it has done its work for this run."""
-        self.before_wait = _no_preparation
+        self.before_wait = no_preparation
 
     def select(self, timeout: float | None = None) -> _Events:
         """Run libuv once, waiting at most ``timeout`` seconds (None: without limit).
@@ -76,6 +76,10 @@ class Selector(selectors.BaseSelector):
             self.before_wait()
             # Rounded up: a wait that ends early costs a turn.
             ready = lib.vl_core_poll(self._pointer, min(ceil(timeout * _NS), _LONGEST_WAIT_NS))
+        return self.on_polled(ready, timeout)
+
+    def on_polled(self, ready: int, timeout: float | None) -> _Events:
+        """Return what :meth:`select` does, of ``vl_core_poll``'s result after ``timeout``; also for the accelerator."""
         if ready < 0:
             if ready != ERR_FOREIGN:
                 raise errors.exception_for(ready)

@@ -1,0 +1,170 @@
+/* speedups.h: what the files of velociloop._speedups share.
+ *
+ * The accelerator repeats, in C, what stands in Python beside it: scheduling/{callbacks,turn,dispatch}.py
+ * and asyncio's own call_soon() and friends.  It has no behaviour of its own: wherever something was
+ * replaced, is in debug mode, or is not exactly of the type that it knows (H3), it calls the Python code.
+ *
+ * Ownership
+ *   speedups_state   the module's.  A type holds its module, an object its type: so a state pointer in an
+ *                    object is good as long as the object.
+ *   vl_core          owned by the cdata that the object holds beside the pointer (Core.pointer).
+ *   vl_exports       static in velociloop.uv._ffi, which is never unloaded.
+ *   PyObject *       in a struct or array: strong, unless the comment there says "borrowed".  A parameter is
+ *                    borrowed, a result is new, unless the comment there says otherwise.
+ */
+#ifndef VELOCILOOP_SPEEDUPS_H
+#define VELOCILOOP_SPEEDUPS_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdbool.h>
+#include <structmember.h>
+
+#include "../uv/shim.h"
+
+#ifdef Py_GIL_DISABLED
+#error "The accelerator relies on the GIL: setup.py leaves it out of free-threaded builds."
+#endif
+
+/* Method and attribute names, interned once: one field of speedups_state each. */
+#define SPEEDUPS_NAMES(X)                                                                             \
+  X(_cancelled) X(_run) X(_scheduled) X(_when) X(_process_events) X(_turn_in_python) X(append)        \
+  X(before_wait) X(call_at) X(call_later) X(call_soon) X(context) X(monotonic) X(on_abandon)          \
+  X(on_callback_end) X(on_polled) X(run_forever) X(select) X(time) X(_call_soon) X(get_debug)         \
+  X(_timer_handle_cancelled) X(_run_once) X(_check_closed)
+
+/* What must be as it was found for the loop's C methods to serve a loop: looked up on its type, and on
+ * asyncio's BaseEventLoop, which a patch may have been applied to. */
+#define LOOP_METHODS 11
+
+/* Offsets of slots in asyncio's objects. */
+typedef struct {
+  Py_ssize_t callback, args, cancelled, loop, source_traceback, repr, context;
+  Py_ssize_t scheduled, when;   /* of TimerHandle */
+} handle_slots;
+
+typedef struct {
+  const vl_exports *uv;         /* NULL until configure() */
+  PyObject *report;             /* (handle, exception): words it as Handle._run() does */
+  PyObject *loop_base;          /* the type LoopBase */
+  PyObject *scope_type;         /* the type CallbackScope */
+
+  PyTypeObject *handle_type;    /* asyncio.Handle */
+  PyTypeObject *timer_type;     /* asyncio.TimerHandle */
+  handle_slots slot;
+  /* What these types had when this module was made, and the type versions for which that was seen to be so still. */
+  PyObject *handle_run, *handle_init, *handle_new;
+  PyObject *timer_run, *timer_init, *timer_new, *timer_less, *timer_cancel;
+  unsigned int handle_version, timer_version;
+
+  PyTypeObject *deque_type;
+  PyObject *deque_append, *deque_popleft;
+  PyObject *time_names;         /* time.__dict__ */
+  PyObject *base_loop;          /* asyncio.BaseEventLoop */
+  PyObject *base_methods[LOOP_METHODS];
+  PyObject *loop_methods[LOOP_METHODS];  /* velociloop.Loop's; NULL until register_loop() */
+  Py_ssize_t many_timers;       /* asyncio's _MIN_SCHEDULED_TIMER_HANDLES */
+  double many_cancelled;        /* and _MIN_CANCELLED_TIMER_HANDLES_FRACTION */
+  double longest_wait;          /* and MAXIMUM_SELECT_TIMEOUT, in seconds */
+#define X(name) PyObject *str_##name;
+  SPEEDUPS_NAMES(X)
+#undef X
+} speedups_state;
+
+#define SLOT(object, offset) (*(PyObject **)((char *)(object) + (offset)))
+
+/* CallbackScope: see scheduling/callbacks.py. */
+typedef struct {
+  PyObject_HEAD
+  char active;
+  long long serial;
+  PyObject *corked;             /* a list */
+} scope_object;
+
+/* So many Handles whose callbacks have run wait for the next call_soon(). */
+#define SPARE_HANDLES 128
+
+/* LoopBase: the part of velociloop.Loop that C looks at. */
+typedef struct {
+  PyObject_HEAD
+  /* asyncio's attributes of these names, whose home this is; NULL: not set. */
+  PyObject *ready, *scheduled, *selector, *clock_resolution, *stopping, *debug, *closed;
+  Py_ssize_t timer_cancelled_count;
+  speedups_state *state;        /* borrowed: see above */
+  unsigned int version;         /* of the type, when its methods were last seen to be the ones we know; 0: never */
+  /* From attach() on. */
+  PyObject *core_owner;         /* the cdata that keeps core */
+  vl_core *core;
+  scope_object *scope;
+  PyObject *uv_selector;        /* velociloop's own, which _selector is unless somebody put another there */
+  unsigned int selector_version;
+  PyObject *selector_select;    /* what its type had at attach() */
+  PyObject *no_preparation;     /* its before_wait while there is nothing to do */
+  PyObject *drain_handle;
+  int spare_count;
+  PyObject *spare[SPARE_HANDLES];
+} loop_object;
+
+/* -- compatibility (speedups_module.c) ---------------------------------------------------- */
+
+/* Takes the exception that is set, normalized and with its traceback. */
+PyObject *speedups_take_exception(void);
+/* Sets an exception again; takes the reference. */
+void speedups_give_exception(PyObject *exception);
+/* Whether the exception that is set is KeyboardInterrupt or SystemExit. */
+bool speedups_must_rise(void);
+
+/* The state, by an object whose type is one of ours or derives from it. */
+speedups_state *speedups_state_by_type(PyTypeObject *type);
+
+/* -- handles (speedups_handle.c) -------------------------------------------------------- */
+
+/* Finds the slots and what is original; -1 with ImportError if they are not as we know them. */
+int handles_learn(speedups_state *state);
+/* Whether asyncio's Handle and TimerHandle are as they were (H3). */
+bool handles_are_plain(speedups_state *state);
+bool timers_are_plain(speedups_state *state);
+/* A Handle of this callback; args (a tuple) is taken, context may be NULL. */
+PyObject *handle_make(loop_object *loop, PyObject *callback, PyObject *args, PyObject *context);
+PyObject *timer_make(loop_object *loop, PyObject *when, PyObject *callback, PyObject *args, PyObject *context);
+/* As handle._run().  -1: an exception that must rise. */
+int handle_run(speedups_state *state, PyObject *handle);
+/* 1 if it was cancelled, 0, or -1. */
+int handle_is_cancelled(speedups_state *state, PyObject *handle);
+/* Takes the reference of a handle that has run, for the next handle_make() if nobody else has one. */
+void handle_done(loop_object *loop, PyObject *handle);
+
+/* -- timers (speedups_timers.c): asyncio's _scheduled, a list in heapq's order ---------- */
+
+int timers_push(speedups_state *state, PyObject *list, PyObject *timer);
+PyObject *timers_pop(speedups_state *state, PyObject *list);
+/* Drops cancelled ones, as asyncio's turn does. */
+int timers_drop_cancelled(loop_object *loop, PyObject *list);
+/* When it is due, by the loop's clock. */
+int timer_when(speedups_state *state, PyObject *timer, double *when);
+int timer_set_scheduled(speedups_state *state, PyObject *timer, PyObject *value);
+
+/* -- the loop (speedups_loop.c, speedups_turn.c) ------------------------------------------ */
+
+extern PyType_Spec speedups_loop_spec;
+extern PyType_Spec speedups_scope_spec;
+
+int loop_learn(speedups_state *state);
+/* Whether the methods of its type are ours or asyncio's, and it is not in debug mode (H3). */
+bool loop_is_plain(loop_object *loop);
+/* 1 if the instance itself has an attribute of this name, 0, or -1. */
+int loop_has_own(loop_object *loop, PyObject *name);
+/* What super().name(...) would return. */
+PyObject *loop_delegate(loop_object *loop, PyObject *name, PyObject *const *args, Py_ssize_t nargs,
+                        PyObject *kwnames);
+/* loop.time(), unpatched. */
+int loop_clock(loop_object *loop, double *now);
+/* Appends to a ready queue. */
+int ready_append(speedups_state *state, PyObject *ready, PyObject *handle);
+PyObject *loop_run_once(PyObject *self, PyObject *ignored);
+
+int scope_end(scope_object *scope);
+int scope_suspend(scope_object *scope);
+
+#endif

@@ -1,0 +1,248 @@
+/* speedups_module.c: the module velociloop._speedups: its state, its life, and what Python tells it. */
+#include "speedups.h"
+
+static struct PyModuleDef speedups_module;
+
+/* -- compatibility ---------------------------------------------------------------- */
+
+PyObject *speedups_take_exception(void) {
+#if PY_VERSION_HEX >= 0x030c0000
+  return PyErr_GetRaisedException();
+#else
+  PyObject *type, *value, *traceback;
+
+  PyErr_Fetch(&type, &value, &traceback);
+  PyErr_NormalizeException(&type, &value, &traceback);
+  if (traceback != NULL)
+    (void)PyException_SetTraceback(value, traceback);
+  Py_XDECREF(type);
+  Py_XDECREF(traceback);
+  return value;
+#endif
+}
+
+void speedups_give_exception(PyObject *exception) {
+#if PY_VERSION_HEX >= 0x030c0000
+  PyErr_SetRaisedException(exception);
+#else
+  PyErr_Restore(Py_NewRef(Py_TYPE(exception)), exception, PyException_GetTraceback(exception));
+#endif
+}
+
+bool speedups_must_rise(void) {
+  return PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) || PyErr_ExceptionMatches(PyExc_SystemExit);
+}
+
+speedups_state *speedups_state_by_type(PyTypeObject *type) {
+  PyObject *module = PyType_GetModuleByDef(type, &speedups_module);
+
+  return module == NULL ? NULL : PyModule_GetState(module);
+}
+
+/* -- what Python tells it ------------------------------------------------------------ */
+
+PyDoc_STRVAR(configure_doc,
+             "configure(exports, report)\n\n"
+             "Take the shim's functions (the address of a vl_exports) and the function (handle, exception) that\n"
+             "tells the loop's exception handler of what a callback has raised.  ImportError if the shim is of\n"
+             "another build.");
+
+static PyObject *configure(PyObject *module, PyObject *args) {
+  speedups_state *state = PyModule_GetState(module);
+  PyObject *address, *report;
+  const vl_exports *uv;
+
+  if (!PyArg_ParseTuple(args, "O!O:configure", &PyLong_Type, &address, &report))
+    return NULL;
+  uv = PyLong_AsVoidPtr(address);
+  if (uv == NULL && PyErr_Occurred())
+    return NULL;
+  if (uv == NULL || uv->magic != VL_EXPORTS_MAGIC || uv->version != VL_EXPORTS_VERSION ||
+      uv->size != (int32_t)sizeof(vl_exports) || uv->record_size != (int32_t)sizeof(vl_record)) {
+    PyErr_SetString(PyExc_ImportError,
+                    "velociloop._speedups and velociloop.uv._ffi are of different builds: install velociloop "
+                    "again, or set VELOCILOOP_PURE=1");
+    return NULL;
+  }
+  Py_XSETREF(state->report, Py_NewRef(report));
+  state->uv = uv;
+  Py_RETURN_NONE;
+}
+
+PyObject *speedups_register_loop(PyObject *module, PyObject *type);
+
+static PyMethodDef module_methods[] = {
+    {"configure", configure, METH_VARARGS, configure_doc},
+    {"register_loop", speedups_register_loop, METH_O,
+     "register_loop(type)\n\nTake the methods of velociloop.Loop as those that a loop must have for C to serve it."},
+    {NULL, NULL, 0, NULL},
+};
+
+/* -- life ------------------------------------------------------------------------------ */
+
+static PyObject *imported(const char *module_name, const char *name) {
+  PyObject *module = PyImport_ImportModule(module_name);
+  PyObject *found = module == NULL ? NULL : PyObject_GetAttrString(module, name);
+
+  Py_XDECREF(module);
+  return found;
+}
+
+static PyTypeObject *imported_type(const char *module_name, const char *name) {
+  PyObject *found = imported(module_name, name);
+
+  if (found != NULL && !PyType_Check(found)) {
+    PyErr_Format(PyExc_ImportError, "%s.%s is no type", module_name, name);
+    Py_CLEAR(found);
+  }
+  return (PyTypeObject *)found;
+}
+
+static int imported_number(const char *module_name, const char *name, double *number) {
+  PyObject *found = imported(module_name, name);
+
+  if (found == NULL)
+    return -1;
+  *number = PyFloat_AsDouble(found);
+  Py_DECREF(found);
+  return *number == -1.0 && PyErr_Occurred() ? -1 : 0;
+}
+
+static int learn(speedups_state *state) {
+  double many;
+
+#define X(name)                                                \
+  state->str_##name = PyUnicode_InternFromString(#name);       \
+  if (state->str_##name == NULL)                               \
+    return -1;
+  SPEEDUPS_NAMES(X)
+#undef X
+  if ((state->handle_type = imported_type("asyncio.events", "Handle")) == NULL ||
+      (state->timer_type = imported_type("asyncio.events", "TimerHandle")) == NULL ||
+      (state->deque_type = imported_type("collections", "deque")) == NULL ||
+      (state->time_names = imported("time", "__dict__")) == NULL ||
+      (state->base_loop = imported("asyncio.base_events", "BaseEventLoop")) == NULL ||
+      imported_number("asyncio.base_events", "_MIN_SCHEDULED_TIMER_HANDLES", &many) < 0 ||
+      imported_number("asyncio.base_events", "_MIN_CANCELLED_TIMER_HANDLES_FRACTION", &state->many_cancelled) < 0 ||
+      imported_number("asyncio.base_events", "MAXIMUM_SELECT_TIMEOUT", &state->longest_wait) < 0)
+    return -1;
+  state->many_timers = (Py_ssize_t)many;
+  state->deque_append = PyObject_GetAttrString((PyObject *)state->deque_type, "append");
+  state->deque_popleft = PyObject_GetAttrString((PyObject *)state->deque_type, "popleft");
+  if (state->deque_append == NULL || state->deque_popleft == NULL)
+    return -1;
+  return handles_learn(state) < 0 || loop_learn(state) < 0 ? -1 : 0;
+}
+
+static PyObject *add_type(PyObject *module, PyType_Spec *spec) {
+  PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+
+  if (type != NULL && PyModule_AddType(module, (PyTypeObject *)type) < 0)
+    Py_CLEAR(type);
+  return type;
+}
+
+static int speedups_exec(PyObject *module) {
+  speedups_state *state = PyModule_GetState(module);
+
+  if (learn(state) < 0)
+    return -1;
+  state->scope_type = add_type(module, &speedups_scope_spec);
+  state->loop_base = state->scope_type == NULL ? NULL : add_type(module, &speedups_loop_spec);
+  return state->loop_base == NULL ? -1 : 0;
+}
+
+static int speedups_traverse(PyObject *module, visitproc visit, void *arg) {
+  speedups_state *state = PyModule_GetState(module);
+  int i;
+
+  if (state == NULL)
+    return 0;
+  Py_VISIT(state->report);
+  Py_VISIT(state->loop_base);
+  Py_VISIT(state->scope_type);
+  Py_VISIT(state->handle_type);
+  Py_VISIT(state->timer_type);
+  Py_VISIT(state->handle_run);
+  Py_VISIT(state->handle_init);
+  Py_VISIT(state->handle_new);
+  Py_VISIT(state->timer_run);
+  Py_VISIT(state->timer_init);
+  Py_VISIT(state->timer_new);
+  Py_VISIT(state->timer_less);
+  Py_VISIT(state->timer_cancel);
+  Py_VISIT(state->deque_type);
+  Py_VISIT(state->deque_append);
+  Py_VISIT(state->deque_popleft);
+  Py_VISIT(state->time_names);
+  Py_VISIT(state->base_loop);
+  for (i = 0; i < LOOP_METHODS; i++) {
+    Py_VISIT(state->base_methods[i]);
+    Py_VISIT(state->loop_methods[i]);
+  }
+  return 0;
+}
+
+static int speedups_clear(PyObject *module) {
+  speedups_state *state = PyModule_GetState(module);
+  int i;
+
+  if (state == NULL)
+    return 0;
+  Py_CLEAR(state->report);
+  Py_CLEAR(state->loop_base);
+  Py_CLEAR(state->scope_type);
+  Py_CLEAR(state->handle_type);
+  Py_CLEAR(state->timer_type);
+  Py_CLEAR(state->handle_run);
+  Py_CLEAR(state->handle_init);
+  Py_CLEAR(state->handle_new);
+  Py_CLEAR(state->timer_run);
+  Py_CLEAR(state->timer_init);
+  Py_CLEAR(state->timer_new);
+  Py_CLEAR(state->timer_less);
+  Py_CLEAR(state->timer_cancel);
+  Py_CLEAR(state->deque_type);
+  Py_CLEAR(state->deque_append);
+  Py_CLEAR(state->deque_popleft);
+  Py_CLEAR(state->time_names);
+  Py_CLEAR(state->base_loop);
+  for (i = 0; i < LOOP_METHODS; i++) {
+    Py_CLEAR(state->base_methods[i]);
+    Py_CLEAR(state->loop_methods[i]);
+  }
+  return 0;
+}
+
+/* The names go last: objects of one garbage cycle with the module may still ask for attributes. */
+static void speedups_free(void *module) {
+  speedups_state *state = PyModule_GetState(module);
+
+  (void)speedups_clear(module);
+  if (state == NULL)
+    return;
+#define X(name) Py_CLEAR(state->str_##name);
+  SPEEDUPS_NAMES(X)
+#undef X
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, speedups_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef speedups_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "velociloop._speedups",
+    .m_doc = "The hot objects of velociloop, in C; see docs/architecture.md.",
+    .m_size = sizeof(speedups_state),
+    .m_methods = module_methods,
+    .m_slots = module_slots,
+    .m_traverse = speedups_traverse,
+    .m_clear = speedups_clear,
+    .m_free = speedups_free,
+};
+
+PyMODINIT_FUNC PyInit__speedups(void) {
+  return PyModuleDef_Init(&speedups_module);
+}

@@ -1,0 +1,243 @@
+/* speedups_turn.c: one turn of the loop: turn.py's run_once() and Selector.select(), in their order.
+ *
+ * It runs only while everything that it stands for is what it was (H3); else Loop._turn_in_python() does. */
+#include "speedups.h"
+
+#include <math.h>
+
+#define NS_PER_S 1e9
+
+/* Whether the selector is velociloop's own, and its select() what it was. */
+static int selector_is_plain(loop_object *loop) {
+  speedups_state *state = loop->state;
+  PyObject *selector = loop->uv_selector;
+  PyTypeObject *type = Py_TYPE(selector);
+  PyObject *found;
+  int own;
+
+  if (loop->selector != selector)
+    return 0;
+  if (type->tp_version_tag == 0 || type->tp_version_tag != loop->selector_version) {
+    found = PyObject_GetAttr((PyObject *)type, state->str_select);
+    if (found == NULL)
+      return -1;
+    Py_DECREF(found);
+    if (found != loop->selector_select)
+      return 0;
+    loop->selector_version = type->tp_version_tag;
+  }
+  found = PyObject_GenericGetDict(selector, NULL);
+  if (found == NULL)
+    return -1;
+  own = PyDict_Contains(found, state->str_select);
+  Py_DECREF(found);
+  return own < 0 ? -1 : !own;
+}
+
+/* 1, 0, or -1. */
+static int turn_is_plain(loop_object *loop) {
+  speedups_state *state = loop->state;
+  PyObject *names;
+  int own;
+
+  if (!loop_is_plain(loop) || loop->stopping == NULL || loop->clock_resolution == NULL ||
+      !PyFloat_CheckExact(loop->clock_resolution))
+    return 0;
+  names = PyObject_GenericGetDict((PyObject *)loop, NULL);
+  if (names == NULL)
+    return -1;
+  own = PyDict_Contains(names, state->str__process_events);
+  if (own == 0)
+    own = PyDict_Contains(names, state->str_time);
+  Py_DECREF(names);
+  return own != 0 ? (own < 0 ? -1 : 0) : selector_is_plain(loop);
+}
+
+/* -- waiting ---------------------------------------------------------------------- */
+
+/* The timeout in nanoseconds as vl_core_poll() takes it: -1 without limit.  *seconds says the same as a float. */
+static int find_timeout(loop_object *loop, PyObject *ready, PyObject *scheduled, int64_t *timeout_ns,
+                        double *seconds) {
+  speedups_state *state = loop->state;
+  double when, now;
+  int stopping = PyObject_IsTrue(loop->stopping);
+
+  *timeout_ns = 0;
+  *seconds = 0.0;
+  if (stopping < 0)
+    return -1;
+  if (stopping || PyObject_Size(ready) > 0)
+    return 0;
+  if (PyList_GET_SIZE(scheduled) == 0) {
+    *timeout_ns = -1;
+    return 0;
+  }
+  if (timer_when(state, PyList_GET_ITEM(scheduled, 0), &when) < 0 || loop_clock(loop, &now) < 0)
+    return -1;
+  *seconds = when - now;
+  if (!(*seconds > 0.0))
+    *seconds = 0.0;
+  else if (*seconds > state->longest_wait)
+    *seconds = state->longest_wait;
+  /* Rounded up: a wait that ends early costs a turn. */
+  *timeout_ns = (int64_t)ceil(*seconds * NS_PER_S);
+  return 0;
+}
+
+/* "It may replace itself", and raise. */
+static int before_wait(loop_object *loop) {
+  PyObject *prepare = PyObject_GetAttr(loop->uv_selector, loop->state->str_before_wait);
+  PyObject *result;
+
+  if (prepare == NULL)
+    return -1;
+  result = prepare == loop->no_preparation ? Py_NewRef(Py_None) : PyObject_CallNoArgs(prepare);
+  Py_DECREF(prepare);
+  Py_XDECREF(result);
+  return result == NULL ? -1 : 0;
+}
+
+/* What a poll has found that is not only records: Python's part of select(), and _process_events(). */
+static int take_events(loop_object *loop, int found, int64_t timeout_ns, double seconds) {
+  PyObject *timeout = timeout_ns < 0 ? Py_NewRef(Py_None) : PyFloat_FromDouble(seconds);
+  PyObject *code = PyLong_FromLong(found);
+  PyObject *events = NULL, *result = NULL;
+
+  if (timeout != NULL && code != NULL)
+    events = PyObject_CallMethodObjArgs(loop->uv_selector, loop->state->str_on_polled, code, timeout, NULL);
+  Py_XDECREF(code);
+  Py_XDECREF(timeout);
+  if (events != NULL)
+    result = PyObject_CallMethodOneArg((PyObject *)loop, loop->state->str__process_events, events);
+  Py_XDECREF(events);
+  Py_XDECREF(result);
+  return result == NULL ? -1 : 0;
+}
+
+static int poll(loop_object *loop, PyObject *ready, PyObject *scheduled) {
+  vl_core *core = loop->core;
+  int64_t timeout_ns;
+  double seconds;
+  int found;
+
+  if (find_timeout(loop, ready, scheduled, &timeout_ns, &seconds) < 0 || scope_suspend(loop->scope) < 0)
+    return -1;
+  if (timeout_ns != 0 && before_wait(loop) < 0)
+    return -1;
+  Py_BEGIN_ALLOW_THREADS
+  found = loop->state->uv->core_poll(core, timeout_ns);
+  Py_END_ALLOW_THREADS
+  /* H10: signals that came meanwhile are heard before anything is dispatched. */
+  if (PyErr_CheckSignals() < 0)
+    return -1;
+  if (found < 0 || (found & VL_POLL_SELECTOR) != 0)
+    return take_events(loop, found, timeout_ns, seconds);
+  if ((found & VL_POLL_RECORDS) != 0)
+    return ready_append(loop->state, loop->ready, loop->drain_handle);
+  return 0;
+}
+
+static int take_due_timers(loop_object *loop, PyObject *ready, PyObject *scheduled) {
+  speedups_state *state = loop->state;
+  double end, when;
+  int result = loop_clock(loop, &end);
+
+  if (result == 0)
+    end += PyFloat_AS_DOUBLE(loop->clock_resolution);
+  while (result == 0 && PyList_GET_SIZE(scheduled) > 0) {
+    PyObject *timer;
+
+    result = timer_when(state, PyList_GET_ITEM(scheduled, 0), &when);
+    if (result < 0 || !(when < end))
+      break;
+    timer = timers_pop(state, scheduled);
+    if (timer == NULL) {
+      result = -1;
+    } else {
+      result = timer_set_scheduled(state, timer, Py_False);
+      if (result == 0)
+        result = ready_append(state, ready, timer);
+      Py_DECREF(timer);
+    }
+  }
+  return result;
+}
+
+/* -- running ------------------------------------------------------------------------- */
+
+static int run_next(loop_object *loop, PyObject *ready) {
+  speedups_state *state = loop->state;
+  scope_object *scope = loop->scope;
+  PyObject *handle = PyObject_Vectorcall(state->deque_popleft, &ready, 1, NULL);
+  int result;
+
+  if (handle == NULL)
+    return -1;
+  result = handle_is_cancelled(state, handle);
+  if (result == 0) {
+    scope->serial++;
+    result = handle_run(state, handle);
+    if (result == 0 && PyList_GET_SIZE(scope->corked) > 0)
+      result = scope_end(scope);
+  }
+  handle_done(loop, handle);
+  return result < 0 ? -1 : 0;
+}
+
+static int run_ready(loop_object *loop, PyObject *ready) {
+  scope_object *scope = (scope_object *)Py_NewRef(loop->scope);
+  Py_ssize_t count = PyObject_Size(ready);
+  int result = 0;
+
+  scope->active = 1;
+  while (result == 0 && count-- > 0) {
+    if (PyObject_Size(ready) == 0)
+      break; /* a nested turn inside a callback ran the rest */
+    result = run_next(loop, ready);
+  }
+  scope->active = 0;
+  if (PyList_GET_SIZE(scope->corked) > 0) {
+    PyObject *exception = result < 0 ? speedups_take_exception() : NULL;
+
+    if (scope_end(scope) < 0) {
+      result = -1;
+      if (exception != NULL) {
+        PyObject *later = speedups_take_exception();
+
+        PyException_SetContext(later, exception); /* takes the reference */
+        speedups_give_exception(later);
+      }
+    } else if (exception != NULL) {
+      speedups_give_exception(exception);
+    }
+  }
+  Py_DECREF(scope);
+  return result;
+}
+
+/* Somebody may assign other queues to the loop meanwhile: this turn goes on with those that it has begun with. */
+static int run_turn(loop_object *loop, PyObject *ready, PyObject *scheduled) {
+  if (PyList_GET_SIZE(scheduled) > 0 && timers_drop_cancelled(loop, scheduled) < 0)
+    return -1;
+  if (poll(loop, ready, scheduled) < 0)
+    return -1;
+  if (PyList_GET_SIZE(scheduled) > 0 && take_due_timers(loop, ready, scheduled) < 0)
+    return -1;
+  return run_ready(loop, ready);
+}
+
+PyObject *loop_run_once(PyObject *self, PyObject *Py_UNUSED(ignored)) {
+  loop_object *loop = (loop_object *)self;
+  PyObject *ready, *scheduled;
+  int plain = turn_is_plain(loop);
+  int result;
+
+  if (plain <= 0)
+    return plain < 0 ? NULL : PyObject_CallMethodNoArgs(self, loop->state->str__turn_in_python);
+  ready = Py_NewRef(loop->ready);
+  scheduled = Py_NewRef(loop->scheduled);
+  result = run_turn(loop, ready, scheduled);
+  Py_DECREF(scheduled);
+  Py_DECREF(ready);
+  return result < 0 ? NULL : Py_NewRef(Py_None);
+}

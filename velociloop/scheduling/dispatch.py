@@ -13,8 +13,9 @@ reuse the ring and the slab.
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .._accelerator import speedups
 from ..uv import ring as _ring
 from ..uv.core import Core, exit_returncode
 from ..uv.registry import Owner
@@ -66,7 +67,33 @@ class DrainHandle(asyncio.Handle):
             raise
 
 
-class Dispatcher:
+class PyDispatcherBase:
+    """What the accelerator's ``DispatcherBase`` does in C.
+
+    The subclass must provide ``_drain_in_python()``.
+    """
+
+    __slots__ = ()
+
+    def _drain_in_python(self) -> None:
+        raise NotImplementedError
+
+    def drain(self) -> None:
+        """Dispatch records until the ring is empty."""
+        self._drain_in_python()
+
+    def _attach(
+        self, pointer: Any, address: int, owners: dict[int, Owner], scope: CallbackScope, report: Any
+    ) -> None:
+        """Hand the accelerator what it works on."""
+
+
+DispatcherBase = PyDispatcherBase
+if speedups is not None and not TYPE_CHECKING:
+    DispatcherBase = speedups.DispatcherBase
+
+
+class Dispatcher(DispatcherBase):
     """Pops records and calls their owners.
 
     ``requeue`` puts a handle back at the head of the ready queue.  ``report`` takes an exception
@@ -87,6 +114,7 @@ class Dispatcher:
         self._scope = scope
         self.requeue = requeue
         self._report = report
+        self._attach(core.pointer, core.address, core.registry.owners, scope, report)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} frames={self._ring.words[_FRAMES]} {self._ring!r}>"
@@ -95,7 +123,7 @@ class Dispatcher:
         """Return the number of records that nobody has consumed."""
         return len(self._ring)
 
-    def drain(self) -> None:
+    def _drain_in_python(self) -> None:
         """Dispatch records until the ring is empty."""
         ring = self._ring
         words = ring.words
@@ -143,6 +171,11 @@ class Dispatcher:
             words[_FRAMES] = outer
             if corked:
                 scope.end()
+
+    def _read_in_python(self, owner: Owner, number: int, result: int, aux: int) -> None:
+        """Have an owner read what the accelerator leaves to it."""
+        self._ring.grow_slab(number)
+        owner.on_read(result, self._ring.slabs[number], aux)
 
     def owners_of_pending(self) -> list[Owner | None]:
         """Return the owner of each record that nobody has consumed, in order."""
@@ -224,3 +257,7 @@ class Dispatcher:
                 raise RuntimeError(f"unknown operation {operation} in the ring")
         except Exception as exc:
             self._report(exc, owner)
+
+
+if speedups is None:
+    Dispatcher.drain = Dispatcher._drain_in_python  # type: ignore[method-assign, assignment]  # without a frame between

@@ -32,7 +32,15 @@
   X(_cancelled) X(_run) X(_scheduled) X(_when) X(_process_events) X(_turn_in_python) X(append)        \
   X(before_wait) X(call_at) X(call_later) X(call_soon) X(context) X(monotonic) X(on_abandon)          \
   X(on_callback_end) X(on_polled) X(run_forever) X(select) X(time) X(_call_soon) X(get_debug)         \
-  X(_timer_handle_cancelled) X(_run_once) X(_check_closed)
+  X(_timer_handle_cancelled) X(_run_once) X(_check_closed) X(enter_anew) X(on_read) X(data_received)    \
+  X(_read_in_python) X(_dispatch_other) X(_data_received_failed) X(_after_try_write)                  \
+  X(_write_in_python) X(_callback_end_in_python)
+
+/* Slots of StreamTransport, without the leading underscore. */
+#define STREAM_SLOTS(X)                                                                               \
+  X(reading) X(buffered) X(held) X(read_context) X(protocol) X(scope) X(pointer) X(key) X(sending)    \
+  X(empty_waiter) X(send) X(conn_lost) X(unsent_bytes) X(corked) X(corked_bytes) X(callback_writes)   \
+  X(calm_callbacks) X(cork) X(wrote_in) X(high_water)
 
 /* What must be as it was found for the loop's C methods to serve a loop: looked up on its type, and on
  * asyncio's BaseEventLoop, which a patch may have been applied to. */
@@ -43,6 +51,12 @@ typedef struct {
   Py_ssize_t callback, args, cancelled, loop, source_traceback, repr, context;
   Py_ssize_t scheduled, when;   /* of TimerHandle */
 } handle_slots;
+
+typedef struct {
+#define X(name) Py_ssize_t name;
+  STREAM_SLOTS(X)
+#undef X
+} stream_slots;
 
 typedef struct {
   const vl_exports *uv;         /* NULL until configure() */
@@ -67,6 +81,16 @@ typedef struct {
   Py_ssize_t many_timers;       /* asyncio's _MIN_SCHEDULED_TIMER_HANDLES */
   double many_cancelled;        /* and _MIN_CANCELLED_TIMER_HANDLES_FRACTION */
   double longest_wait;          /* and MAXIMUM_SELECT_TIMEOUT, in seconds */
+
+  /* From register_stream() on; NULL before. */
+  PyTypeObject *stream_type;    /* velociloop.transports.stream.StreamTransport */
+  stream_slots stream_slot;
+  unsigned int stream_version;
+  PyObject *stream_on_read;     /* what it had */
+  PyObject *reading_active, *sending_open, *cork_in, *cork_out;  /* members of the enums in transports/states.py */
+  PyObject *send;               /* cffi's vl_stream_try_write */
+  long calm_callbacks;
+
 #define X(name) PyObject *str_##name;
   SPEEDUPS_NAMES(X)
 #undef X
@@ -80,6 +104,8 @@ typedef struct {
   char active;
   long long serial;
   PyObject *corked;             /* a list */
+  PyObject *core_owner;         /* the cdata that keeps core, which transports have as _pointer; NULL at first */
+  vl_core *core;
 } scope_object;
 
 /* So many Handles whose callbacks have run wait for the next call_soon(). */
@@ -118,6 +144,9 @@ bool speedups_must_rise(void);
 /* The state, by an object whose type is one of ours or derives from it. */
 speedups_state *speedups_state_by_type(PyTypeObject *type);
 
+/* The offset of a type's slot; -1 with ImportError. */
+int speedups_slot_offset(PyTypeObject *type, const char *name, Py_ssize_t *offset);
+
 /* -- handles (speedups_handle.c) -------------------------------------------------------- */
 
 /* Finds the slots and what is original; -1 with ImportError if they are not as we know them. */
@@ -149,6 +178,8 @@ int timer_set_scheduled(speedups_state *state, PyObject *timer, PyObject *value)
 
 extern PyType_Spec speedups_loop_spec;
 extern PyType_Spec speedups_scope_spec;
+extern PyType_Spec speedups_dispatcher_spec;
+extern PyType_Spec speedups_stream_spec;
 
 int loop_learn(speedups_state *state);
 /* Whether the methods of its type are ours or asyncio's, and it is not in debug mode (H3). */
@@ -166,5 +197,14 @@ PyObject *loop_run_once(PyObject *self, PyObject *ignored);
 
 int scope_end(scope_object *scope);
 int scope_suspend(scope_object *scope);
+/* Ends it in a finally, so to speak, after what has returned this result: a failure there has raised already. */
+int scope_end_finally(scope_object *scope, int result);
+
+/* -- streams (speedups_stream.c) ------------------------------------------------------------- */
+
+/* register_stream(type, ...): takes the class of stream transports. */
+int stream_learn(PyObject *module, PyObject *type, PyObject *values);
+/* Delivers a READ record: 0; 1 if its owner's Python code must; or -1. */
+int stream_read(speedups_state *state, vl_core *core, PyObject *owner, const vl_record *record);
 
 #endif

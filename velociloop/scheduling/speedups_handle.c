@@ -5,7 +5,7 @@
  * into the ready queue is obeyed: only exact types are inlined, and only while the type has what it had. */
 #include "speedups.h"
 
-static int slot_offset(PyTypeObject *type, const char *name, Py_ssize_t *offset) {
+int speedups_slot_offset(PyTypeObject *type, const char *name, Py_ssize_t *offset) {
   PyObject *found = PyObject_GetAttrString((PyObject *)type, name);
   int result = -1;
 
@@ -37,11 +37,11 @@ int handles_learn(speedups_state *state) {
   PyTypeObject *timer = state->timer_type;
   handle_slots *slot = &state->slot;
 
-  if (slot_offset(handle, "_callback", &slot->callback) < 0 || slot_offset(handle, "_args", &slot->args) < 0 ||
-      slot_offset(handle, "_cancelled", &slot->cancelled) < 0 || slot_offset(handle, "_loop", &slot->loop) < 0 ||
-      slot_offset(handle, "_source_traceback", &slot->source_traceback) < 0 ||
-      slot_offset(handle, "_repr", &slot->repr) < 0 || slot_offset(handle, "_context", &slot->context) < 0 ||
-      slot_offset(timer, "_scheduled", &slot->scheduled) < 0 || slot_offset(timer, "_when", &slot->when) < 0)
+  if (speedups_slot_offset(handle, "_callback", &slot->callback) < 0 || speedups_slot_offset(handle, "_args", &slot->args) < 0 ||
+      speedups_slot_offset(handle, "_cancelled", &slot->cancelled) < 0 || speedups_slot_offset(handle, "_loop", &slot->loop) < 0 ||
+      speedups_slot_offset(handle, "_source_traceback", &slot->source_traceback) < 0 ||
+      speedups_slot_offset(handle, "_repr", &slot->repr) < 0 || speedups_slot_offset(handle, "_context", &slot->context) < 0 ||
+      speedups_slot_offset(timer, "_scheduled", &slot->scheduled) < 0 || speedups_slot_offset(timer, "_when", &slot->when) < 0)
     return -1;
   if ((state->handle_run = original(handle, "_run")) == NULL ||
       (state->handle_init = original(handle, "__init__")) == NULL ||

@@ -316,6 +316,8 @@ static PyObject *loop_attach(PyObject *self, PyObject *args) {
   Py_XSETREF(loop->no_preparation, Py_NewRef(no_preparation));
   Py_XSETREF(loop->drain_handle, Py_NewRef(drain));
   loop->core = core;
+  Py_XSETREF(loop->scope->core_owner, Py_NewRef(owner));
+  loop->scope->core = core;
   Py_RETURN_NONE;
 }
 

@@ -71,10 +71,22 @@ static PyObject *configure(PyObject *module, PyObject *args) {
 
 PyObject *speedups_register_loop(PyObject *module, PyObject *type);
 
+static PyObject *register_stream(PyObject *module, PyObject *args) {
+  PyObject *type, *values;
+
+  if (!PyArg_ParseTuple(args, "O!O!:register_stream", &PyType_Type, &type, &PyTuple_Type, &values) ||
+      stream_learn(module, type, values) < 0)
+    return NULL;
+  Py_RETURN_NONE;
+}
+
 static PyMethodDef module_methods[] = {
     {"configure", configure, METH_VARARGS, configure_doc},
     {"register_loop", speedups_register_loop, METH_O,
      "register_loop(type)\n\nTake the methods of velociloop.Loop as those that a loop must have for C to serve it."},
+    {"register_stream", register_stream, METH_VARARGS,
+     "register_stream(type, (ACTIVE, OPEN, IN, OUT, vl_stream_try_write, CALM_CALLBACKS))\n\n"
+     "Take the class of stream transports, the states that C must know, and the function that sends."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -143,13 +155,24 @@ static PyObject *add_type(PyObject *module, PyType_Spec *spec) {
 }
 
 static int speedups_exec(PyObject *module) {
+  PyType_Spec *const bases[] = {&speedups_dispatcher_spec, &speedups_stream_spec};
+  size_t i;
   speedups_state *state = PyModule_GetState(module);
 
   if (learn(state) < 0)
     return -1;
   state->scope_type = add_type(module, &speedups_scope_spec);
   state->loop_base = state->scope_type == NULL ? NULL : add_type(module, &speedups_loop_spec);
-  return state->loop_base == NULL ? -1 : 0;
+  if (state->loop_base == NULL)
+    return -1;
+  for (i = 0; i < sizeof(bases) / sizeof(*bases); i++) {
+    PyObject *type = add_type(module, bases[i]);
+
+    if (type == NULL)
+      return -1;
+    Py_DECREF(type); /* the module has it */
+  }
+  return 0;
 }
 
 static int speedups_traverse(PyObject *module, visitproc visit, void *arg) {
@@ -176,6 +199,13 @@ static int speedups_traverse(PyObject *module, visitproc visit, void *arg) {
   Py_VISIT(state->deque_popleft);
   Py_VISIT(state->time_names);
   Py_VISIT(state->base_loop);
+  Py_VISIT(state->stream_type);
+  Py_VISIT(state->stream_on_read);
+  Py_VISIT(state->reading_active);
+  Py_VISIT(state->sending_open);
+  Py_VISIT(state->cork_in);
+  Py_VISIT(state->cork_out);
+  Py_VISIT(state->send);
   for (i = 0; i < LOOP_METHODS; i++) {
     Py_VISIT(state->base_methods[i]);
     Py_VISIT(state->loop_methods[i]);
@@ -207,6 +237,13 @@ static int speedups_clear(PyObject *module) {
   Py_CLEAR(state->deque_popleft);
   Py_CLEAR(state->time_names);
   Py_CLEAR(state->base_loop);
+  Py_CLEAR(state->stream_type);
+  Py_CLEAR(state->stream_on_read);
+  Py_CLEAR(state->reading_active);
+  Py_CLEAR(state->sending_open);
+  Py_CLEAR(state->cork_in);
+  Py_CLEAR(state->cork_out);
+  Py_CLEAR(state->send);
   for (i = 0; i < LOOP_METHODS; i++) {
     Py_CLEAR(state->base_methods[i]);
     Py_CLEAR(state->loop_methods[i]);

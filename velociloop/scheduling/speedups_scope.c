@@ -22,11 +22,16 @@ static PyObject *scope_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 static int scope_traverse(PyObject *self, visitproc visit, void *arg) {
   Py_VISIT(Py_TYPE(self));
   Py_VISIT(((scope_object *)self)->corked);
+  Py_VISIT(((scope_object *)self)->core_owner);
   return 0;
 }
 
 static int scope_clear(PyObject *self) {
-  Py_CLEAR(((scope_object *)self)->corked);
+  scope_object *scope = (scope_object *)self;
+
+  scope->core = NULL;
+  Py_CLEAR(scope->core_owner);
+  Py_CLEAR(scope->corked);
   return 0;
 }
 
@@ -71,6 +76,26 @@ int scope_end(scope_object *scope) {
     Py_DECREF(writer);
   }
   Py_DECREF(corked);
+  return result;
+}
+
+int scope_end_finally(scope_object *scope, int result) {
+  PyObject *exception;
+
+  if (PyList_GET_SIZE(scope->corked) == 0)
+    return result;
+  exception = result < 0 ? speedups_take_exception() : NULL;
+  if (scope_end(scope) < 0) {
+    result = -1;
+    if (exception != NULL) {
+      PyObject *later = speedups_take_exception();
+
+      PyException_SetContext(later, exception); /* takes the reference */
+      speedups_give_exception(later);
+    }
+  } else if (exception != NULL) {
+    speedups_give_exception(exception);
+  }
   return result;
 }
 

@@ -196,21 +196,7 @@ static int run_ready(loop_object *loop, PyObject *ready) {
     result = run_next(loop, ready);
   }
   scope->active = 0;
-  if (PyList_GET_SIZE(scope->corked) > 0) {
-    PyObject *exception = result < 0 ? speedups_take_exception() : NULL;
-
-    if (scope_end(scope) < 0) {
-      result = -1;
-      if (exception != NULL) {
-        PyObject *later = speedups_take_exception();
-
-        PyException_SetContext(later, exception); /* takes the reference */
-        speedups_give_exception(later);
-      }
-    } else if (exception != NULL) {
-      speedups_give_exception(exception);
-    }
-  }
+  result = scope_end_finally(scope, result);
   Py_DECREF(scope);
   return result;
 }

@@ -11,11 +11,13 @@ from asyncio.log import logger
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from .._accelerator import speedups
 from .._compat import SENDFILE_TRY_NATIVE, server_attach, server_detach
 from ..uv import errors
+from ..uv.core import STREAM_TRY_WRITE
 from .endpoint import SocketInfo
-from .sending import SendingSide
-from .states import Phase, Reading
+from .sending import CALM_CALLBACKS, SendingSide
+from .states import Cork, Phase, Reading, Sending
 
 if TYPE_CHECKING:
     from ..scheduling.callbacks import CallbackScope
@@ -102,9 +104,7 @@ class StreamTransport(SendingSide):
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as exc:
-                context.run(
-                    self._fatal_error, exc, "Fatal error: protocol.data_received() call failed."
-                )
+                self._data_received_failed(exc)
             return
         if self._phase is not _OPEN:
             return
@@ -113,6 +113,10 @@ class StreamTransport(SendingSide):
             return
         item = memoryview(slab)[offset : offset + result] if result > 0 else result
         self._read_context.run(self._deliver, item)  # type: ignore[union-attr]
+
+    def _data_received_failed(self, exc: BaseException) -> None:
+        context: contextvars.Context = self._read_context  # type: ignore[assignment]
+        context.run(self._fatal_error, exc, "Fatal error: protocol.data_received() call failed.")
 
     def _deliver_item(self, item: bytes | int) -> None:
         view = memoryview(item) if isinstance(item, bytes) else item
@@ -245,3 +249,9 @@ class StreamTransport(SendingSide):
         server, self._server = self._server, None
         if server is not None:
             server_detach(server, self)
+
+
+if speedups is not None:
+    speedups.register_stream(
+        StreamTransport, (Reading.ACTIVE, Sending.OPEN, Cork.IN, Cork.OUT, STREAM_TRY_WRITE, CALM_CALLBACKS)
+    )

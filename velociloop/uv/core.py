@@ -33,6 +33,7 @@ READABLE: int = lib.VL_READABLE
 WRITABLE: int = lib.VL_WRITABLE
 RECEIVE: int = lib.VL_RECEIVE
 ERR_FOREIGN: int = lib.VL_ERR_FOREIGN
+STREAM_TRY_WRITE: Callable[[Any, int, bytes, int], int] = lib.vl_stream_try_write
 
 # libuv reports whole requests, while asyncio's low-water mark counts unsent bytes: so queued data
 # goes to libuv in requests of at most this size, ...
@@ -75,7 +76,7 @@ class Core:
         # The memory outlives the libuv loop: a late wake() finds its lock (H11).
         self.pointer = ffi.gc(pointer, lib.vl_core_free)
         #: vl_stream_try_write itself, for hot paths: (pointer, key, bytes, size in bytes) -> sent or code.
-        self.send: Callable[[Any, int, bytes, int], int] = lib.vl_stream_try_write
+        self.send: Callable[[Any, int, bytes, int], int] = STREAM_TRY_WRITE
         #: vl_udp_try_send itself: (pointer, key, bytes, size, receiver's struct sockaddr, its size) -> size or code.
         self.send_datagram: Callable[[Any, int, bytes, int, bytes, int], int] = lib.vl_udp_try_send
         self.ring = Ring(self.pointer)

@@ -92,9 +92,11 @@ class Loop(LoopBase, SelectorEventLoop):
         if self._core.foreign:
             self._adopt()
         self._core.check()
+        self._polls_of_run = 0
         try:
             super().run_forever()
         finally:
+            self._polls_of_run = -1
             self._disarm_wakeup()
 
     def _turn_in_python(self) -> None:

@@ -6,6 +6,8 @@
 #include <math.h>
 
 #define NS_PER_S 1e9
+#define MOST_SKIPPED_POLLS 15 /* "fewer than 16 skips in a row" */
+#define LONGEST_UNPOLLED_NS 100000u /* "under 100 us since the last poll" */
 
 /* Whether the selector is velociloop's own, and its select() what it was. */
 static int selector_is_plain(loop_object *loop) {
@@ -127,6 +129,9 @@ static int poll(loop_object *loop, PyObject *ready, PyObject *scheduled) {
   Py_BEGIN_ALLOW_THREADS
   found = loop->state->uv->core_poll(core, timeout_ns);
   Py_END_ALLOW_THREADS
+  loop->polled_at = loop->state->uv->now();
+  if (loop->polls_of_run >= 0)
+    loop->polls_of_run++;
   /* H10: signals that came meanwhile are heard before anything is dispatched. */
   if (PyErr_CheckSignals() < 0)
     return -1;
@@ -212,17 +217,77 @@ static int run_turn(loop_object *loop, PyObject *ready, PyObject *scheduled) {
   return run_ready(loop, ready);
 }
 
+/* -- turns without a poll (H2) ---------------------------------------------------------- */
+
+/* Whether a timer is due: 1, 0, or -1. */
+static int is_timer_due(loop_object *loop, PyObject *scheduled) {
+  double when, now;
+
+  if (PyList_GET_SIZE(scheduled) == 0)
+    return 0;
+  if (timer_when(loop->state, PyList_GET_ITEM(scheduled, 0), &when) < 0 || loop_clock(loop, &now) < 0)
+    return -1;
+  return when < now + PyFloat_AS_DOUBLE(loop->clock_resolution);
+}
+
+/* The number of attributes of the instance itself: a replacement is one more. */
+static Py_ssize_t count_own(loop_object *loop) {
+  PyObject **names = _PyObject_GetDictPtr((PyObject *)loop);
+
+  return names == NULL || *names == NULL ? 0 : PyDict_GET_SIZE(*names);
+}
+
+/* Leaving the kernel unpolled is "allowed only if all hold: callbacks are ready; not the first turn of this run; not
+ * stopping; no timer due; under 100 us since the last poll; fewer than 16 skips in a row; nothing patched".  So a turn,
+ * which has polled, may have such turns behind it, as run_forever() would ask for them one by one.  own is count_own() of when nothing was patched. */
+static int run_unpolled_turns(loop_object *loop, PyObject *ready, PyObject *scheduled, Py_ssize_t own) {
+  const vl_exports *uv = loop->state->uv;
+  int count, due;
+
+  for (count = 0; count < MOST_SKIPPED_POLLS; count++) {
+    if (loop->stopping != Py_False || PyObject_Size(ready) <= 0 || uv->now() - loop->polled_at >= LONGEST_UNPOLLED_NS ||
+        loop->ready != ready || loop->scheduled != scheduled || !loop_is_plain(loop) || count_own(loop) != own ||
+        loop->selector != loop->uv_selector)
+      return 0;
+    due = is_timer_due(loop, scheduled);
+    if (due != 0)
+      return due < 0 ? -1 : 0;
+    if (run_ready(loop, ready) < 0)
+      return -1;
+  }
+  return 0;
+}
+
+/* Whether run_forever() has called, and nobody stands between: 1, 0, or -1. */
+static int may_go_on(loop_object *loop) {
+  int own;
+
+  if (loop->polls_of_run < 1 || loop->depth > 1)
+    return 0;
+  own = loop_has_own(loop, loop->state->str__run_once);
+  if (own == 0)
+    own = loop_has_own(loop, loop->state->str_run_forever);
+  return own < 0 ? -1 : !own;
+}
+
 PyObject *loop_run_once(PyObject *self, PyObject *Py_UNUSED(ignored)) {
   loop_object *loop = (loop_object *)self;
   PyObject *ready, *scheduled;
   int plain = turn_is_plain(loop);
-  int result;
+  Py_ssize_t own = count_own(loop);
+  int result, more;
 
   if (plain <= 0)
     return plain < 0 ? NULL : PyObject_CallMethodNoArgs(self, loop->state->str__turn_in_python);
   ready = Py_NewRef(loop->ready);
   scheduled = Py_NewRef(loop->scheduled);
+  loop->depth++;
   result = run_turn(loop, ready, scheduled);
+  if (result == 0 && loop->stopping == Py_False && PyObject_Size(ready) > 0) {
+    more = may_go_on(loop);
+    result = more > 0 ? run_unpolled_turns(loop, ready, scheduled, own) : more;
+  }
+  loop->depth--;
   Py_DECREF(scheduled);
   Py_DECREF(ready);
   return result < 0 ? NULL : Py_NewRef(Py_None);

@@ -130,12 +130,12 @@ def unmock(substitute: Substitute) -> None:
         return loop
 
     def clean(loop: Any) -> None:
-        attributes = getattr(loop, "__dict__", {})
+        # _selector is an attribute of the instance, or a field of its type.
         for name in ("_selector", "_process_events", "_write_to_self"):
-            if isinstance(attributes.get(name), unittest.mock.NonCallableMock):
-                del attributes[name]
+            if isinstance(getattr(loop, name, None), unittest.mock.NonCallableMock):
+                delattr(loop, name)
                 if name == "_selector" and selectors[loop] is not None:
-                    attributes[name] = selectors[loop]
+                    loop._selector = selectors[loop]
 
     runner_class: Any = asyncio.Runner
     prepare = runner_class._lazy_init

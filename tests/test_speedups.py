@@ -78,6 +78,26 @@ def test_H3_a_replaced_run_is_obeyed(loop: Loop) -> None:
     assert ran[2:] == ["original"]
 
 
+def test_H3_a_run_replaced_in_the_middle_of_a_turn_is_obeyed(loop: Loop) -> None:
+    ran: list[str] = []
+    handle_type: Any = asyncio.Handle
+    original = handle_type._run
+
+    def replacement(handle: asyncio.Handle) -> None:
+        ran.append("replaced")
+
+    def replace(new: Any) -> None:
+        handle_type._run = new
+
+    loop.call_soon(replace, replacement)
+    loop.call_soon(ran.append, "original")
+    try:
+        loop._run_once()  # type: ignore[attr-defined]
+    finally:
+        replace(original)
+    assert ran == ["replaced"]
+
+
 def test_H3_whatever_is_in_the_ready_queue_runs(loop: Any) -> None:
     ran: list[str] = []
 

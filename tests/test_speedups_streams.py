@@ -143,6 +143,24 @@ async def test_context_of_data_received(twin: str) -> None:
         assert variable.get() == 0
 
 
+async def test_H1_a_nested_turn_delivers_to_the_same_protocol(twin: str) -> None:
+    """Its context cannot be entered twice, so a copy takes over."""
+    loop: Any = asyncio.get_running_loop()
+
+    class Nesting(Recorder):
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if data == b"outer":
+                peer.sock.sendall(b"inner")
+                while len(self.received) < 10:
+                    loop.call_soon(int)
+                    loop._run_once()
+
+    async with raw_connection(Nesting) as (_, protocol, peer):
+        peer.sock.sendall(b"outer")
+        assert await protocol.bytes_received(10) == b"outerinner"
+
+
 async def test_an_exception_of_the_protocol(twin: str, handler_calls: HandlerCalls) -> None:
     handled: list[BaseException | None] = []
 

@@ -379,13 +379,13 @@ static void loop_dealloc(PyObject *self) {
 #define FAST(function) ((PyCFunction)(void (*)(void))(function))
 
 static PyMethodDef loop_methods[] = {
-    {"call_soon", FAST(loop_call_soon), METH_FASTCALL | METH_KEYWORDS, "See asyncio.loop.call_soon."},
-    {"call_later", FAST(loop_call_later), METH_FASTCALL | METH_KEYWORDS, "See asyncio.loop.call_later."},
-    {"call_at", FAST(loop_call_at), METH_FASTCALL | METH_KEYWORDS, "See asyncio.loop.call_at."},
+    {"call_soon", FAST(loop_call_soon), METH_FASTCALL | METH_KEYWORDS, "call_soon($self, callback, *args, context=None)\n--\n\nSee asyncio.loop.call_soon."},
+    {"call_later", FAST(loop_call_later), METH_FASTCALL | METH_KEYWORDS, "call_later($self, delay, callback, *args, context=None)\n--\n\nSee asyncio.loop.call_later."},
+    {"call_at", FAST(loop_call_at), METH_FASTCALL | METH_KEYWORDS, "call_at($self, when, callback, *args, context=None)\n--\n\nSee asyncio.loop.call_at."},
     {"_call_soon", FAST(loop__call_soon), METH_FASTCALL, "Make a Handle and append it to the ready queue."},
     {"_timer_handle_cancelled", loop_timer_handle_cancelled, METH_O, "Count a timer that was cancelled."},
-    {"time", loop_time, METH_NOARGS, "See asyncio.loop.time."},
-    {"get_debug", loop_get_debug, METH_NOARGS, "See asyncio.loop.get_debug."},
+    {"time", loop_time, METH_NOARGS, "time($self)\n--\n\nSee asyncio.loop.time."},
+    {"get_debug", loop_get_debug, METH_NOARGS, "get_debug($self)\n--\n\nSee asyncio.loop.get_debug."},
     {"_run_once", loop_run_once, METH_NOARGS, "Run one turn."},
     {"_attach", loop_attach, METH_VARARGS, "Take what a complete loop has; until then Python does everything."},
     {NULL, NULL, 0, NULL},

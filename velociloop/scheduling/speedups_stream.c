@@ -77,7 +77,7 @@ static int set_number(PyObject *object, Py_ssize_t offset, long long value) {
 /* -- reading ------------------------------------------------------------------------ */
 
 /* What data_received() has raised, to the exception handler, as in an except block. */
-static int receiver_failed(speedups_state *state, PyObject *owner) {
+static int receiver_failed(speedups_state *state, PyObject *owner, PyObject *context) {
   PyObject *exception, *before, *result;
 
   if (speedups_must_rise())
@@ -85,7 +85,7 @@ static int receiver_failed(speedups_state *state, PyObject *owner) {
   exception = speedups_take_exception();
   before = PyErr_GetHandledException();
   PyErr_SetHandledException(exception);
-  result = PyObject_CallMethodOneArg(owner, state->str__data_received_failed, exception);
+  result = PyObject_CallMethodObjArgs(owner, state->str__data_received_failed, exception, context, NULL);
   PyErr_SetHandledException(before);
   Py_XDECREF(before);
   Py_DECREF(exception);
@@ -97,6 +97,7 @@ int stream_read(speedups_state *state, vl_core *core, PyObject *owner, const vl_
   stream_slots *slot = &state->stream_slot;
   PyObject *context, *protocol, *data, *result = NULL;
   const char *slab;
+  int failed;
 
   if (record->result <= 0 || state->stream_type == NULL || !is_plain(state, owner) ||
       SLOT(owner, slot->reading) != state->reading_active || SLOT(owner, slot->buffered) != Py_False ||
@@ -120,12 +121,11 @@ int stream_read(speedups_state *state, vl_core *core, PyObject *owner, const vl_
       Py_CLEAR(result);
   }
   Py_DECREF(protocol);
-  Py_DECREF(context);
   Py_DECREF(data);
-  if (result == NULL)
-    return receiver_failed(state, owner);
-  Py_DECREF(result);
-  return 0;
+  failed = result == NULL ? receiver_failed(state, owner, context) : 0;
+  Py_DECREF(context);
+  Py_XDECREF(result);
+  return failed;
 }
 
 /* -- writing ------------------------------------------------------------------------ */

@@ -104,7 +104,7 @@ class StreamTransport(SendingSide):
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as exc:
-                self._data_received_failed(exc)
+                self._data_received_failed(exc, context)
             return
         if self._phase is not _OPEN:
             return
@@ -114,8 +114,8 @@ class StreamTransport(SendingSide):
         item = memoryview(slab)[offset : offset + result] if result > 0 else result
         self._read_context.run(self._deliver, item)  # type: ignore[union-attr]
 
-    def _data_received_failed(self, exc: BaseException) -> None:
-        context: contextvars.Context = self._read_context  # type: ignore[assignment]
+    def _data_received_failed(self, exc: BaseException, context: contextvars.Context) -> None:
+        # A nested turn may have closed the transport, and taken its own context: it is the one of the call.
         context.run(self._fatal_error, exc, "Fatal error: protocol.data_received() call failed.")
 
     def _deliver_item(self, item: bytes | int) -> None:

@@ -153,7 +153,7 @@ static int take_due_timers(loop_object *loop, PyObject *ready, PyObject *schedul
     PyObject *timer;
 
     result = timer_when(state, PyList_GET_ITEM(scheduled, 0), &when);
-    if (result < 0 || !(when < end))
+    if (result < 0 || when >= end) /* as asyncio asks: what is no number is due */
       break;
     timer = timers_pop(state, scheduled);
     if (timer == NULL) {

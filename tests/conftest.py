@@ -188,6 +188,18 @@ def client_tls(authority: trustme.CA | Authority) -> ssl.SSLContext:
     return context
 
 
+@pytest.fixture
+def contexts(
+    certificate: trustme.LeafCert | Certificate, authority: trustme.CA | Authority
+) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Of a server and of a client, for this test alone."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return server, client
+
+
 @pytest.fixture(autouse=True, scope="session")
 def process_is_ready() -> None:
     # libuv keeps its process-wide signal pipe from the first loop on: not a leak of the first test.

@@ -15,6 +15,9 @@ name                                    module              checked on
 ``SSL_SHUTDOWN_TIMEOUT``                asyncio.constants   3.11 - 3.14, PyPy 3.11
 ``_format_callback_source``             asyncio.format_helpers  3.11, 3.12; 3.13+ with ``debug``
 ``SSLProtocol``                         asyncio.sslproto    3.11 - 3.14, PyPy 3.11
+``FLOW_CONTROL_HIGH_WATER_SSL_READ``    asyncio.constants   3.11 - 3.14, PyPy 3.11
+``FLOW_CONTROL_HIGH_WATER_SSL_WRITE``   asyncio.constants   3.11 - 3.14, PyPy 3.11
+``_stream_reader``, its ``_buffer``     asyncio.streams     3.11 - 3.14, PyPy 3.11
 ``TransportSocket``                     asyncio.trsock      3.11 - 3.14, PyPy 3.11
 ``_set_result_unless_cancelled``        asyncio.futures     3.11 - 3.14, PyPy 3.11
 ``_SelectorDatagramTransport``          asyncio.selector_events  3.11 - 3.14, PyPy 3.11
@@ -28,6 +31,9 @@ name                                    module              checked on
 
 Of ``BaseSubprocessTransport``: ``_start`` and ``_connect_pipes`` are overridden; ``_process_exited``
 is called; ``_loop``, ``_proc``, ``_closed`` and ``_pipes`` are read.
+
+A transport below TLS has ``_start_tls_compatible`` and ``_force_close``; ``_app_transport`` and ``_incoming``
+of ``SSLProtocol`` are read.
 
 Of ``subprocess.Popen``: ``_execute_child`` and ``_try_wait`` are overridden (the latter is called with
 ``_waitpid_lock`` held), ``_close_pipe_fds`` and ``_child_created`` are what the first of them owes.
@@ -69,10 +75,13 @@ __all__ = [
     "MAXIMUM_SELECT_TIMEOUT",
     "MIN_CANCELLED_TIMER_HANDLES_FRACTION",
     "MIN_SCHEDULED_TIMER_HANDLES",
+    "SENDFILE_FALLBACK",
     "SENDFILE_TRY_NATIVE",
     "SENDS_EMPTY_DATAGRAMS",
     "SSL_HANDSHAKE_TIMEOUT",
+    "SSL_READ_HIGH_WATER_KIB",
     "SSL_SHUTDOWN_TIMEOUT",
+    "SSL_WRITE_HIGH_WATER_KIB",
     "BaseSubprocessTransport",
     "FlowControlMixin",
     "Popen",
@@ -86,6 +95,8 @@ __all__ = [
     "server_attach",
     "server_detach",
     "set_result_unless_cancelled",
+    "ssl_protocol",
+    "stream_buffer",
 ]
 
 if TYPE_CHECKING:
@@ -177,10 +188,13 @@ else:
     FlowControlMixin = transports._FlowControlMixin
 
 SENDFILE_TRY_NATIVE: Any = cast(Any, constants)._SendfileMode.TRY_NATIVE
+SENDFILE_FALLBACK: Any = cast(Any, constants)._SendfileMode.FALLBACK
 ACCEPT_RETRY_DELAY: float = constants.ACCEPT_RETRY_DELAY
 LOG_THRESHOLD_FOR_CONNLOST_WRITES: int = constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 SSL_HANDSHAKE_TIMEOUT: float = constants.SSL_HANDSHAKE_TIMEOUT
 SSL_SHUTDOWN_TIMEOUT: float = cast(Any, constants).SSL_SHUTDOWN_TIMEOUT
+SSL_READ_HIGH_WATER_KIB: int = cast(Any, constants).FLOW_CONTROL_HIGH_WATER_SSL_READ
+SSL_WRITE_HIGH_WATER_KIB: int = cast(Any, constants).FLOW_CONTROL_HIGH_WATER_SSL_WRITE
 MAXIMUM_SELECT_TIMEOUT: float = cast(Any, base_events).MAXIMUM_SELECT_TIMEOUT
 MIN_SCHEDULED_TIMER_HANDLES: int = cast(Any, base_events)._MIN_SCHEDULED_TIMER_HANDLES
 MIN_CANCELLED_TIMER_HANDLES_FRACTION: float = cast(Any, base_events)._MIN_CANCELLED_TIMER_HANDLES_FRACTION
@@ -217,6 +231,17 @@ def server_detach(server: Any, transport: Any) -> None:
         server._detach(transport)
     else:
         server._detach()
+
+
+def ssl_protocol() -> Any:
+    """Return asyncio's TLS layer, or what somebody has put in its place."""
+    return sslproto.SSLProtocol
+
+
+def stream_buffer(protocol: asyncio.StreamReaderProtocol) -> "bytearray | None":
+    """Return what the StreamReader of ``protocol`` holds, to be changed; None if the reader is gone."""
+    reader = getattr(protocol, "_stream_reader", None)  # dropped by the user, held by a weak reference only
+    return getattr(reader, "_buffer", None)
 
 
 def replace_new_event_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVarTuple
 
 from ._compat import SSL_HANDSHAKE_TIMEOUT, SSL_SHUTDOWN_TIMEOUT, SelectorEventLoop
 from ._platform import at_fork
-from .api import datagrams, pipes, resolve, serve, signals, streams, subprocess
+from .api import datagrams, pipes, resolve, serve, signals, streams, subprocess, tls
 from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
 from .scheduling.turn import LoopBase, register_loop, run_once
@@ -286,7 +286,7 @@ class Loop(LoopBase, SelectorEventLoop):
         ssl_handshake_timeout: float | None = SSL_HANDSHAKE_TIMEOUT,
         ssl_shutdown_timeout: float | None = SSL_SHUTDOWN_TIMEOUT,
     ) -> Any:
-        tls = streams.make_tls_protocol(
+        layer = tls.make_tls_protocol(
             self,
             protocol,
             sslcontext,
@@ -296,8 +296,32 @@ class Loop(LoopBase, SelectorEventLoop):
             ssl_handshake_timeout=ssl_handshake_timeout,
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
-        streams.make_socket_transport(self, rawsock, tls, None, extra, server)
-        return tls._app_transport
+        transport = layer._app_transport
+        streams.make_socket_transport(self, rawsock, layer, None, extra, server)
+        return transport
+
+    async def start_tls(
+        self,
+        transport: Any,
+        protocol: Any,
+        sslcontext: Any,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> Any:
+        """See ``asyncio.loop.start_tls``."""
+        return await tls.start_tls(
+            self,
+            transport,
+            protocol,
+            sslcontext,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
 
     def _make_read_pipe_transport(self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None) -> Any:
         return pipes.make_read_pipe_transport(self, pipe, protocol, waiter, extra)

@@ -6,18 +6,17 @@ socket; these functions give its file to libuv.
 
 import asyncio
 import socket
-import ssl
 from functools import partial
 from typing import Any
 
-from .._compat import SSLProtocol
 from .._platform import AF_UNIX
 from ..transports.endpoint import SocketInfo
 from ..transports.stream import StreamTransport
 from ..uv import core as _core, sockaddr
 from .sockets import name_or_none, take_descriptor
+from .tls import make_tls_protocol
 
-__all__ = ["make_accepted_transport", "make_socket_transport", "make_tls_protocol", "stream_kind"]
+__all__ = ["make_accepted_transport", "make_socket_transport", "stream_kind"]
 
 
 def stream_kind(sock: socket.socket) -> int:
@@ -95,27 +94,3 @@ def _handshake_ended(
                 "transport": transport,
             }
         )
-
-
-def make_tls_protocol(
-    loop: Any,
-    protocol: asyncio.BaseProtocol,
-    sslcontext: "ssl.SSLContext | None",
-    waiter: "asyncio.Future[None] | None",
-    *,
-    server_side: bool = False,
-    server_hostname: str | None = None,
-    ssl_handshake_timeout: float | None = None,
-    ssl_shutdown_timeout: float | None = None,
-) -> Any:
-    """Return the TLS layer between a stream transport and ``protocol``.  Timeouts in seconds."""
-    return SSLProtocol(
-        loop,
-        protocol,
-        sslcontext,
-        waiter,
-        server_side,
-        server_hostname,
-        ssl_handshake_timeout=ssl_handshake_timeout,
-        ssl_shutdown_timeout=ssl_shutdown_timeout,
-    )

@@ -227,7 +227,7 @@ static int is_timer_due(loop_object *loop, PyObject *scheduled) {
     return 0;
   if (timer_when(loop->state, PyList_GET_ITEM(scheduled, 0), &when) < 0 || loop_clock(loop, &now) < 0)
     return -1;
-  return when < now + PyFloat_AS_DOUBLE(loop->clock_resolution);
+  return !(when >= now + PyFloat_AS_DOUBLE(loop->clock_resolution)); /* NaN is due, as asyncio asks */
 }
 
 /* The number of attributes of the instance itself: a replacement is one more. */

@@ -1,11 +1,12 @@
-"""The states of a stream or pipe transport, each an enum with its transitions.
+"""The states of a transport, each an enum with its transitions.
 
-Three things change independently: the connection as a whole, what is read, and what is written.
+Of a stream or pipe, three things change independently: the connection as a whole, what is read, and what is
+written.  Of TLS two: the connection, and what its protocol has been told.
 """
 
 import enum
 
-__all__ = ["Cork", "Phase", "Reading", "Sending"]
+__all__ = ["Cork", "Phase", "Reading", "Sending", "TlsState", "Told"]
 
 
 class Phase(enum.Enum):
@@ -72,3 +73,45 @@ class Cork(enum.Enum):
 
     OUT = "out"
     IN = "in"
+
+
+class TlsState(enum.Enum):
+    """A TLS connection, in the words of asyncio's.
+
+    ::
+
+        UNWRAPPED --connection_made()--> DO_HANDSHAKE --agreed, verified--> WRAPPED
+                                                                              |
+                    close(); the peer's close_notify; the end of the stream --+
+                                                                              v
+        UNWRAPPED <--connection_lost()-- SHUTDOWN <--all that came is delivered-- FLUSHING
+
+        any --abort(); an error; connection_lost()--> UNWRAPPED
+
+    FLUSHING: nothing is written any more; what had come before is delivered, when reading is resumed if it is
+    paused.  SHUTDOWN: close_notify was sent, or the stream has ended; the peer's is waited for, then the
+    transport below is closed.  Only WRAPPED and FLUSHING read, only WRAPPED writes.
+    """
+
+    UNWRAPPED = "unwrapped"
+    DO_HANDSHAKE = "handshake"
+    WRAPPED = "wrapped"
+    FLUSHING = "flushing"
+    SHUTDOWN = "shutdown"
+
+
+class Told(enum.Enum):
+    """What the protocol above TLS was called with.
+
+    ::
+
+        NOTHING --connection_made()--> MADE --eof_received()--> EOF --connection_lost()--> LOST
+                                        +------------connection_lost()----------------------^
+
+    start_tls() begins with MADE: its protocol has been connected before.
+    """
+
+    NOTHING = "nothing"
+    MADE = "made"
+    EOF = "eof"
+    LOST = "lost"

@@ -617,3 +617,25 @@ def test_the_wakeup_descriptor_of_others_is_put_back(loop: Loop) -> None:
         signal.set_wakeup_fd(-1)
         os.close(read_end)
         os.close(write_end)
+
+
+@pytest.mark.ours("asyncio has Python print each of them")
+def test_signals_beyond_what_the_wakeup_descriptor_holds_are_quiet(loop_name: str) -> None:
+    child = run_child(
+        """
+        loop = new_child_loop()
+        seen = []
+        loop.add_signal_handler(signal.SIGUSR1, seen.append, 1)
+        loop.add_signal_handler(signal.SIGINT, seen.append, 2)  # Python's own handler writes
+        for _ in range(5000):
+            signal.raise_signal(signal.SIGINT)
+        async def main():
+            while not seen:
+                await asyncio.sleep(0)
+        loop.run_until_complete(main())
+        loop.close()
+        print(set(seen))
+        """,
+        loop_name,
+    )
+    assert (child.returncode, child.stdout, child.stderr) == (0, "{2}\n", "")

@@ -519,8 +519,27 @@ def test_no_reference_is_leaked(loop: Any, body: Callable[..., Any]) -> None:
 # -- turns that leave the kernel unpolled (H2) ----------------------------------------------------------
 
 
+#: As many polls must have found nothing.
+QUIET_POLLS = 16
+
+
+def after_quiet_polls(loop: Any, begin: Callable[[], Any]) -> None:
+    """Have the loop call `begin` after so many polls that found nothing."""
+    left = QUIET_POLLS + 2
+
+    def step() -> None:
+        nonlocal left
+        left -= 1
+        loop.call_soon(step if left else begin)
+
+    loop.call_soon(step)
+
+
 def polls_within(loop: Any, turns: int, change: Callable[[], Any] | None = None) -> int:
-    """Run `turns` turns with a callback ready in each, after one that calls `change`; how often the loop has polled."""
+    """Run `turns` turns with a callback ready in each, after one that calls `change`; how often the loop has polled.
+
+    Quiet ones come before.
+    """
     before = 0
     left = turns
 
@@ -539,7 +558,7 @@ def polls_within(loop: Any, turns: int, change: Callable[[], Any] | None = None)
             change()
         step()
 
-    loop.call_soon(begin)
+    after_quiet_polls(loop, begin)
     loop.run_forever()
     return int(loop.statistics().polls - before)
 
@@ -556,6 +575,53 @@ class TestUnpolledTurns:
             before = loop.statistics().polls
             run_turns(loop, 1)
             assert loop.statistics().polls == before + 1
+
+    def test_H2_not_before_sixteen_polls_have_found_nothing(self, loop: Any) -> None:
+        polls: list[int] = []
+
+        def step() -> None:
+            polls.append(loop.statistics().polls)
+            if len(polls) < 100:
+                loop.call_soon(step)
+            else:
+                loop.stop()
+
+        loop.call_soon(step)
+        loop.run_forever()
+        assert polls[: QUIET_POLLS - 1] == list(range(polls[0], polls[0] + QUIET_POLLS - 1))
+        assert polls[-1] < polls[0] + 99
+
+    def test_H2_not_soon_after_input(self, loop: Any) -> None:
+        near, far = os.pipe()
+        polls: list[int] = []
+
+        def readable() -> None:
+            os.read(near, 1)
+            loop.remove_reader(near)
+            step()
+
+        def step() -> None:
+            polls.append(loop.statistics().polls)
+            if len(polls) < QUIET_POLLS:
+                loop.call_soon(step)
+            else:
+                loop.stop()
+
+        def idle() -> None:
+            if not polls:
+                loop.call_soon(idle)
+
+        def begin() -> None:
+            loop.add_reader(near, readable)
+            os.write(far, b"x")
+            idle()
+
+        after_quiet_polls(loop, begin)
+        loop.run_forever()
+        os.close(near)
+        os.close(far)
+        # One for each turn; those of `idle` may have been ready in the turn of the input.
+        assert polls == list(range(polls[0], polls[0] + QUIET_POLLS))
 
     def test_H2_not_in_a_turn_that_is_asked_for_by_name(self, loop: Any) -> None:
         ran: list[int] = []
@@ -602,7 +668,7 @@ class TestUnpolledTurns:
         with mock.patch.object(time, "monotonic", clock):
             loop.call_at(now + 0.5, ran.append, 1)
             loop.call_at(now + 0.5, loop.stop)
-            loop.call_soon(step)
+            after_quiet_polls(loop, step)
             loop.run_forever()
         assert count[0] == 2  # the clock moves in the first turn, the timer runs in the second, behind its callback
 
@@ -614,7 +680,7 @@ class TestUnpolledTurns:
             loop.stop()
             ran.append("with")
 
-        loop.call_soon(lambda: loop.call_soon(second))
+        after_quiet_polls(loop, lambda: loop.call_soon(second))
         loop.run_forever()
         assert ran == ["with"]
         run_turns(loop, 1)
@@ -641,7 +707,7 @@ class TestUnpolledTurns:
             os.write(far, b"x")
             step()
 
-        loop.call_soon(begin)
+        after_quiet_polls(loop, begin)
         loop.run_forever()
         os.close(near)
         os.close(far)

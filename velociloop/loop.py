@@ -92,11 +92,11 @@ class Loop(LoopBase, SelectorEventLoop):
         if self._core.foreign:
             self._adopt()
         self._core.check()
-        self._polls_of_run = 0
+        self._quiet_polls = 0
         try:
             super().run_forever()
         finally:
-            self._polls_of_run = -1
+            self._quiet_polls = -1
             self._disarm_wakeup()
 
     def _turn_in_python(self) -> None:
@@ -180,10 +180,13 @@ class Loop(LoopBase, SelectorEventLoop):
             self._core.check()
 
     def _wakeup_was_touched(self) -> None:
-        # With the last handler, or a failure, asyncio unsets the wakeup descriptor.  Ctrl-C needs it while the
-        # loop runs, and afterwards whoever had set one before the loop did.
-        if not self._signal_handlers and not self.is_closed():
-            self._wakeup.set_again()
+        # asyncio sets the wakeup descriptor so that Python prints each signal for which it is full, although it wakes
+        # the loop then, too.  With the last handler, or a failure, asyncio unsets it.  Ctrl-C needs it while the loop
+        # runs, and afterwards whoever had set one before the loop did.
+        if self.is_closed():
+            return
+        self._wakeup.set_again()
+        if not self._signal_handlers:
             if self.is_running():
                 self._uv_selector.before_wait = self._arm_wakeup
             else:

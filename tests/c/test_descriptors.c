@@ -369,7 +369,7 @@ TEST(a_core_with_everything_open_closes) {
   CHECK_EQ(vl_stream_read_start(core, keys[0]), 0);
   block_writing(core, keys[1], 1);
   send_text(peers[0], "pending");
-  CHECK_EQ(vl_core_poll(core, WITHOUT_LIMIT), VL_POLL_RECORDS);
+  CHECK_EQ(vl_core_poll(core, WITHOUT_LIMIT), VL_POLL_RECORDS | VL_POLL_SENDING);
   CHECK_EQ(vl_handle_close(core, keys[2]), 0);          /* closing */
   CHECK_EQ(vl_stream_read_start(core, keys[3]), 0);     /* to be armed */
   CHECK_EQ(vl_stream_write(core, keys[3], 2, "x", 1), 0); /* to be reported */

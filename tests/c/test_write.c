@@ -185,7 +185,7 @@ TEST(requests_on_a_lost_connection_fail_each) {
   CHECK_GT(key, 0);
   block_writing(core, key, 0);
   CHECK_EQ(vl_stream_write(core, key, 1, "x", 1), 0);
-  CHECK_EQ(vl_core_poll(core, 0), 0);
+  CHECK_EQ(vl_core_poll(core, 0), VL_POLL_SENDING);
   reset_connection(fds[1]);
   record = wait_for(core, key, VL_OP_WRITE_DONE);
   CHECK_EQ(record.aux, 0);

@@ -129,7 +129,7 @@ typedef struct {
   PyObject *no_preparation;     /* its before_wait while there is nothing to do */
   PyObject *drain_handle;
   /* H2: when the kernel may be left unpolled. */
-  Py_ssize_t polls_of_run;      /* -1: outside of run_forever() */
+  Py_ssize_t quiet_polls;       /* in a row, of this run, that found nothing; -1: outside of run_forever() */
   int depth;                    /* turns on the stack */
   uint64_t polled_at;           /* by vl_exports.now(), in nanoseconds */
   int spare_count;

@@ -286,7 +286,7 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObjec
   }
   /* asyncio's __del__ asks is_closed(), also of a loop whose __init__ has failed. */
   loop->closed = Py_NewRef(Py_True);
-  loop->polls_of_run = -1;
+  loop->quiet_polls = -1;
   return (PyObject *)loop;
 }
 
@@ -403,7 +403,7 @@ static PyMemberDef loop_members[] = {
     MEMBER("_closed", closed),
     {"_timer_cancelled_count", T_PYSSIZET, offsetof(loop_object, timer_cancelled_count), 0,
      "asyncio's attribute of this name."},
-    {"_polls_of_run", T_PYSSIZET, offsetof(loop_object, polls_of_run), 0, "-1 outside of run_forever()."},
+    {"_quiet_polls", T_PYSSIZET, offsetof(loop_object, quiet_polls), 0, "-1 outside of run_forever()."},
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -6,6 +6,9 @@
 #include <math.h>
 
 #define NS_PER_S 1e9
+/* A program that yields a few times to let input come in, as tests do, finds it as soon as with asyncio: what has
+ * just had input, has just waited, or has something to send, is polled in every turn. */
+#define QUIET_POLLS 16
 #define MOST_SKIPPED_POLLS 15 /* "fewer than 16 skips in a row" */
 #define LONGEST_UNPOLLED_NS 100000u /* "under 100 us since the last poll" */
 
@@ -130,8 +133,8 @@ static int poll(loop_object *loop, PyObject *ready, PyObject *scheduled) {
   found = loop->state->uv->core_poll(core, timeout_ns);
   Py_END_ALLOW_THREADS
   loop->polled_at = loop->state->uv->now();
-  if (loop->polls_of_run >= 0)
-    loop->polls_of_run++;
+  if (loop->quiet_polls >= 0)
+    loop->quiet_polls = found == 0 && timeout_ns == 0 ? loop->quiet_polls + 1 : 0;
   /* H10: signals that came meanwhile are heard before anything is dispatched. */
   if (PyErr_CheckSignals() < 0)
     return -1;
@@ -239,7 +242,8 @@ static Py_ssize_t count_own(loop_object *loop) {
 
 /* Leaving the kernel unpolled is "allowed only if all hold: callbacks are ready; not the first turn of this run; not
  * stopping; no timer due; under 100 us since the last poll; fewer than 16 skips in a row; nothing patched".  So a turn,
- * which has polled, may have such turns behind it, as run_forever() would ask for them one by one.  own is count_own() of when nothing was patched. */
+ * which has polled, may have such turns behind it, as run_forever() would ask for them one by one.  own is count_own()
+ * of when nothing was patched. */
 static int run_unpolled_turns(loop_object *loop, PyObject *ready, PyObject *scheduled, Py_ssize_t own) {
   const vl_exports *uv = loop->state->uv;
   int count, due;
@@ -262,7 +266,7 @@ static int run_unpolled_turns(loop_object *loop, PyObject *ready, PyObject *sche
 static int may_go_on(loop_object *loop) {
   int own;
 
-  if (loop->polls_of_run < 1 || loop->depth > 1)
+  if (loop->quiet_polls < QUIET_POLLS || loop->depth > 1)
     return 0;
   own = loop_has_own(loop, loop->state->str__run_once);
   if (own == 0)

@@ -27,8 +27,9 @@ class PyLoopBase:
 
     # asyncio's __del__ asks is_closed(), also of a loop whose __init__ has failed.
     _closed = True
-    #: How often the current run has polled, which the accelerator counts (H2); -1 outside of a run.
-    _polls_of_run = -1
+    #: How many polls in a row have found nothing in the current run, which the accelerator counts (H2); -1 outside of
+    #: a run.
+    _quiet_polls = -1
 
     def _turn_in_python(self) -> None:
         raise NotImplementedError

@@ -372,6 +372,8 @@ int vl_core_poll(vl_core *core, int64_t timeout_ns) {
     result |= VL_POLL_RECORDS;
   if (core->selector_ready)
     result |= VL_POLL_SELECTOR;
+  if (core->loop.active_reqs.count != 0)
+    result |= VL_POLL_SENDING;
   return result;
 }
 

@@ -23,7 +23,7 @@ from .._compat import (
 )
 from .states import TlsState, Told
 from .tls_sending import AGAIN, TlsSending
-from .tls_transport import TlsTransport, water_marks
+from .tls_transport import SSLTransport, water_marks
 
 if TYPE_CHECKING:
     from ..scheduling.callbacks import CallbackScope
@@ -65,7 +65,7 @@ def _context_or_default(
 
 
 class TlsProtocol(TlsSending):
-    """The protocol of the transport below, and what :class:`TlsTransport` above works with.
+    """The protocol of the transport below, and what :class:`SSLTransport` above works with.
 
     ``waiter`` is told when the handshake has ended.  Timeouts are in seconds, None for asyncio's defaults;
     ValueError if not positive.  Without ``call_connection_made`` the protocol has been connected already
@@ -127,7 +127,7 @@ class TlsProtocol(TlsSending):
         self._app_reading_paused = False
         self._set_read_buffer_limits(None, None)
         self._set_app_protocol(app_protocol)
-        self._app_transport = TlsTransport(loop, self)
+        self._app_transport = SSLTransport(loop, self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._state.value} over {self._transport!r}>"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .._compat import LOG_THRESHOLD_FOR_CONNLOST_WRITES, SSL_WRITE_HIGH_WATER_KIB
 from .sending import CALM_CALLBACKS
 from .states import Cork, TlsState
-from .tls_transport import TlsTransport, water_marks
+from .tls_transport import SSLTransport, water_marks
 
 if TYPE_CHECKING:
     from ..scheduling.callbacks import CallbackScope
@@ -74,7 +74,7 @@ class TlsSending(asyncio.Protocol):
         self._sslobj: Any = None
         self._outgoing = ssl.MemoryBIO()
         self._app_protocol: Any = None
-        self._app_transport: TlsTransport | None = None
+        self._app_transport: SSLTransport | None = None
         self._transport: Any = None
         self._state = TlsState.UNWRAPPED
         self._conn_lost = 0  # writes that came too late, as asyncio counts them

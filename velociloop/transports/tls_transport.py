@@ -10,7 +10,7 @@ from .._compat import SENDFILE_FALLBACK, FlowControlMixin
 if TYPE_CHECKING:
     from .tls import TlsProtocol
 
-__all__ = ["TlsTransport", "water_marks"]
+__all__ = ["SSLTransport", "water_marks"]
 
 
 def water_marks(high: int | None, low: int | None, default_kib: int) -> tuple[int, int]:
@@ -24,8 +24,9 @@ def water_marks(high: int | None, low: int | None, default_kib: int) -> tuple[in
     return high, low
 
 
-class TlsTransport(FlowControlMixin):
-    """What was agreed on is decrypted for, and encrypted from, the protocol; ``ssl_protocol`` does both.
+class SSLTransport(FlowControlMixin):
+    """What was agreed on is decrypted for, and encrypted from, the protocol; ``ssl_protocol`` does both.  Programs tell
+    a transport of asyncio's with TLS by "ssl" in its class's name, in either case.
 
     Like asyncio's, it cannot close its sending direction alone.
     """

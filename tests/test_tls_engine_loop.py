@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import socket
 import ssl
 import subprocess
 import threading
+import weakref
 from asyncio import sslproto
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import HANG_S, LOCALHOST, Echo, Recorder, in_time, is_ours, pair, serving, turns
+from support import HANG_S, LOCALHOST, Echo, Recorder, in_time, is_ours, pair, serving, turns, until
 from tls_support import Peer, Wire
 
 if TYPE_CHECKING:
@@ -264,3 +266,41 @@ async def test_the_hostname_of_an_address(authority: trustme.CA | Authority, cli
         w.exchange()
         assert (w.waiter.exception() is None) is good
         await w.end()
+
+
+@pytest.mark.skipif(not hasattr(gc, "freeze"), reason="this collector counts no references")
+@pytest.mark.ours("asyncio's leave cycles before 3.14.10")
+@pytest.mark.parametrize("entry", ["create_connection", "start_tls"])
+async def test_a_refused_certificate_leaves_no_cycle(
+    entry: str, server_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a failed handshake leaves is freed at once, not when the collector comes."""
+    from velociloop.transports.tls import TlsProtocol
+
+    loop = asyncio.get_running_loop()
+    if loop.get_debug():
+        pytest.skip("the log keeps the exception")
+    transports: list[weakref.ref[Any]] = []
+    connection_made = TlsProtocol.connection_made
+
+    def remembering(layer: TlsProtocol, transport: Any) -> None:
+        transports.append(weakref.ref(transport))
+        connection_made(layer, transport)
+
+    async def connect(address: Any) -> None:
+        strict = ssl.create_default_context()  # which knows nothing of the test's authority
+        with pytest.raises(ssl.SSLCertVerificationError):
+            if entry == "create_connection":
+                await loop.create_connection(asyncio.Protocol, *address, ssl=strict, server_hostname="localhost")
+            else:
+                transport, protocol = await loop.create_connection(asyncio.Protocol, *address)
+                await loop.start_tls(transport, protocol, strict, server_hostname="localhost")
+
+    async with serving(Recorder, ssl=server_tls) as (_, address):
+        monkeypatch.setattr(TlsProtocol, "connection_made", remembering)
+        gc.disable()
+        try:
+            await connect(address)
+            await until(lambda: len(transports) == 2 and not any(transport() for transport in transports))
+        finally:
+            gc.enable()

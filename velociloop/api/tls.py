@@ -72,6 +72,7 @@ async def start_tls(
         transport.close()
         connecting.cancel()
         resuming.cancel()
+        del waiter  # it has the exception, whose traceback has this frame
         raise
     return app_transport
 

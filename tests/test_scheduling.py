@@ -58,10 +58,10 @@ def test_handles_are_asyncios(loop: Loop) -> None:
     assert isinstance(loop.call_soon_threadsafe(nothing), asyncio.Handle)
     for delay in 0, 0.001, -1:
         timer = loop.call_later(delay, nothing)
-        assert type(timer) is asyncio.TimerHandle
+        assert isinstance(timer, asyncio.TimerHandle) and repr(timer).startswith("<TimerHandle when=")
         assert timer.when() == pytest.approx(loop.time() + delay, abs=1)
         timer.cancel()
-    assert type(loop.call_at(loop.time(), nothing)) is asyncio.TimerHandle
+    assert isinstance(loop.call_at(loop.time(), nothing), asyncio.TimerHandle)
 
 
 def test_cancel(loop: Loop) -> None:

@@ -33,7 +33,7 @@
   X(before_wait) X(call_at) X(call_later) X(call_soon) X(context) X(monotonic) X(on_abandon)          \
   X(on_callback_end) X(on_polled) X(run_forever) X(select) X(time) X(_call_soon) X(get_debug)         \
   X(_timer_handle_cancelled) X(_run_once) X(_check_closed) X(enter_anew) X(on_read) X(data_received)    \
-  X(_read_in_python) X(_dispatch_other) X(_data_received_failed) X(_after_try_write)                  \
+  X(call_soon_threadsafe) X(_write_to_self) X(acquire) X(release) X(cancel) X(_read_in_python) X(_dispatch_other) X(_data_received_failed) X(_after_try_write)                  \
   X(_write_in_python) X(_callback_end_in_python)
 
 /* Slots of StreamTransport, without the leading underscore. */
@@ -44,7 +44,7 @@
 
 /* What must be as it was found for the loop's C methods to serve a loop: looked up on its type, and on
  * asyncio's BaseEventLoop, which a patch may have been applied to. */
-#define LOOP_METHODS 11
+#define LOOP_METHODS 13
 
 /* Offsets of slots in asyncio's objects. */
 typedef struct {
@@ -68,12 +68,20 @@ typedef struct {
   PyTypeObject *timer_type;     /* asyncio.TimerHandle */
   handle_slots slot;
   /* What these types had when this module was made, and the type versions for which that was seen to be so still. */
-  PyObject *handle_run, *handle_init, *handle_new;
+  PyObject *handle_run, *handle_init, *handle_new, *handle_cancel;
   PyObject *timer_run, *timer_init, *timer_new, *timer_less, *timer_cancel;
   unsigned int handle_version, timer_version;
+  PyTypeObject *fast_timer_type; /* our TimerHandle: asyncio's with a cancel() in C */
+
+  /* From 3.14 on call_soon_threadsafe() returns this; NULL before. */
+  PyTypeObject *safe_type;      /* asyncio's _ThreadSafeHandle */
+  PyObject *safe_run, *safe_init, *safe_new;
+  unsigned int safe_version;
+  Py_ssize_t safe_lock;         /* its slot _lock */
+  PyTypeObject *lock_type;      /* of what is there */
 
   PyTypeObject *deque_type;
-  PyObject *deque_append, *deque_popleft;
+  PyTypeObject *queue_type;     /* ReadyQueue */
   PyObject *time_names;         /* time.__dict__ */
   PyObject *base_loop;          /* asyncio.BaseEventLoop */
   PyObject *base_methods[LOOP_METHODS];
@@ -98,6 +106,13 @@ typedef struct {
 
 #define SLOT(object, offset) (*(PyObject **)((char *)(object) + (offset)))
 
+/* ReadyQueue: count items from head on, in a ring whose room is a power of two, or 0. */
+typedef struct {
+  PyObject_HEAD
+  PyObject **items;             /* owned */
+  Py_ssize_t room, head, count;
+} queue_object;
+
 /* CallbackScope: see scheduling/callbacks.py. */
 typedef struct {
   PyObject_HEAD
@@ -108,8 +123,8 @@ typedef struct {
   vl_core *core;
 } scope_object;
 
-/* So many Handles whose callbacks have run wait for the next call_soon(). */
-#define SPARE_HANDLES 128
+/* So many Handles, and timers, whose callbacks have run wait for the next call_soon(), or call_later(). */
+#define SPARE_HANDLES 1024
 
 /* LoopBase: the part of velociloop.Loop that C looks at. */
 typedef struct {
@@ -132,8 +147,8 @@ typedef struct {
   Py_ssize_t quiet_polls;       /* in a row, of this run, that found nothing; -1: outside of run_forever() */
   int depth;                    /* turns on the stack */
   uint64_t polled_at;           /* by vl_exports.now(), in nanoseconds */
-  int spare_count;
-  PyObject *spare[SPARE_HANDLES];
+  int spare_count, spare_timer_count;
+  PyObject *spare[SPARE_HANDLES], *spare_timer[SPARE_HANDLES];
 } loop_object;
 
 /* -- compatibility (speedups_module.c) ---------------------------------------------------- */
@@ -158,8 +173,15 @@ int handles_learn(speedups_state *state);
 /* Whether asyncio's Handle and TimerHandle are as they were (H3). */
 bool handles_are_plain(speedups_state *state);
 bool timers_are_plain(speedups_state *state);
+bool safe_handles_are_plain(speedups_state *state);
+/* Whether it is exactly asyncio's TimerHandle, or ours. */
+static inline bool is_timer(const speedups_state *state, PyObject *handle) {
+  return Py_IS_TYPE(handle, state->fast_timer_type) || Py_IS_TYPE(handle, state->timer_type);
+}
 /* A Handle of this callback; args (a tuple) is taken, context may be NULL. */
 PyObject *handle_make(loop_object *loop, PyObject *callback, PyObject *args, PyObject *context);
+/* As handle_make(), of what call_soon_threadsafe() returns. */
+PyObject *safe_handle_make(loop_object *loop, PyObject *callback, PyObject *args, PyObject *context);
 PyObject *timer_make(loop_object *loop, PyObject *when, PyObject *callback, PyObject *args, PyObject *context);
 /* As handle._run().  -1: an exception that must rise. */
 int handle_run(speedups_state *state, PyObject *handle);
@@ -167,6 +189,11 @@ int handle_run(speedups_state *state, PyObject *handle);
 int handle_is_cancelled(speedups_state *state, PyObject *handle);
 /* Takes the reference of a handle that has run, for the next handle_make() if nobody else has one. */
 void handle_done(loop_object *loop, PyObject *handle);
+
+/* -- the ready queue (speedups_queue.c) ------------------------------------------------- */
+
+int queue_append(queue_object *queue, PyObject *item);
+PyObject *queue_popleft(queue_object *queue);
 
 /* -- timers (speedups_timers.c): asyncio's _scheduled, a list in heapq's order ---------- */
 
@@ -181,6 +208,8 @@ int timer_set_scheduled(speedups_state *state, PyObject *timer, PyObject *value)
 /* -- the loop (speedups_loop.c, speedups_turn.c) ------------------------------------------ */
 
 extern PyType_Spec speedups_loop_spec;
+extern PyType_Spec speedups_queue_spec;
+extern PyType_Spec speedups_timer_spec;
 extern PyType_Spec speedups_scope_spec;
 extern PyType_Spec speedups_dispatcher_spec;
 extern PyType_Spec speedups_stream_spec;
@@ -195,6 +224,8 @@ PyObject *loop_delegate(loop_object *loop, PyObject *name, PyObject *const *args
                         PyObject *kwnames);
 /* loop.time(), unpatched. */
 int loop_clock(loop_object *loop, double *now);
+/* PyLoopBase._timer_handle_cancelled(). */
+int loop_timer_cancelled(loop_object *loop, PyObject *timer);
 /* Appends to a ready queue. */
 int ready_append(speedups_state *state, PyObject *ready, PyObject *handle);
 PyObject *loop_run_once(PyObject *self, PyObject *ignored);

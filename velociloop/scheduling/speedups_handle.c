@@ -46,11 +46,19 @@ int handles_learn(speedups_state *state) {
   if ((state->handle_run = original(handle, "_run")) == NULL ||
       (state->handle_init = original(handle, "__init__")) == NULL ||
       (state->handle_new = PyObject_GetAttrString((PyObject *)handle, "__new__")) == NULL ||
+      (state->handle_cancel = original(handle, "cancel")) == NULL ||
       (state->timer_run = original(timer, "_run")) == NULL ||
       (state->timer_init = original(timer, "__init__")) == NULL ||
       (state->timer_new = PyObject_GetAttrString((PyObject *)timer, "__new__")) == NULL ||
       (state->timer_less = original(timer, "__lt__")) == NULL ||
       (state->timer_cancel = original(timer, "cancel")) == NULL)
+    return -1;
+  if (state->safe_type == NULL)
+    return 0;
+  if (speedups_slot_offset(state->safe_type, "_lock", &state->safe_lock) < 0 ||
+      (state->safe_run = original(state->safe_type, "_run")) == NULL ||
+      (state->safe_init = original(state->safe_type, "__init__")) == NULL ||
+      (state->safe_new = PyObject_GetAttrString((PyObject *)state->safe_type, "__new__")) == NULL)
     return -1;
   return 0;
 }
@@ -90,9 +98,24 @@ bool timers_are_plain(speedups_state *state) {
     return true;
   if (!has_still(type, "_run", state->timer_run) || !has_still(type, "__init__", state->timer_init) ||
       !has_still(type, "__new__", state->timer_new) || !has_still(type, "__lt__", state->timer_less) ||
-      !has_still(type, "cancel", state->timer_cancel))
+      !has_still(type, "cancel", state->timer_cancel) ||
+      !has_still(state->handle_type, "cancel", state->handle_cancel))
     return false;
   state->timer_version = type->tp_version_tag;
+  return true;
+}
+
+bool safe_handles_are_plain(speedups_state *state) {
+  PyTypeObject *type = state->safe_type;
+
+  if (type == NULL)
+    return true;
+  if (type->tp_version_tag != 0 && type->tp_version_tag == state->safe_version)
+    return true;
+  if (!has_still(type, "_run", state->safe_run) || !has_still(type, "__init__", state->safe_init) ||
+      !has_still(type, "__new__", state->safe_new))
+    return false;
+  state->safe_version = type->tp_version_tag;
   return true;
 }
 
@@ -122,6 +145,8 @@ static PyObject *make(loop_object *loop, PyTypeObject *type, PyObject *callback,
   }
   if (loop->spare_count > 0 && type == loop->state->handle_type)
     handle = loop->spare[--loop->spare_count];
+  else if (loop->spare_timer_count > 0 && type == loop->state->fast_timer_type)
+    handle = loop->spare_timer[--loop->spare_timer_count];
   else
     handle = type->tp_alloc(type, 0);
   if (handle == NULL) {
@@ -139,7 +164,7 @@ PyObject *handle_make(loop_object *loop, PyObject *callback, PyObject *args, PyO
 
 PyObject *timer_make(loop_object *loop, PyObject *when, PyObject *callback, PyObject *args, PyObject *context) {
   speedups_state *state = loop->state;
-  PyObject *timer = make(loop, state->timer_type, callback, args, context);
+  PyObject *timer = make(loop, state->fast_timer_type, callback, args, context);
 
   if (timer == NULL)
     return NULL;
@@ -148,14 +173,40 @@ PyObject *timer_make(loop_object *loop, PyObject *when, PyObject *callback, PyOb
   return timer;
 }
 
+PyObject *safe_handle_make(loop_object *loop, PyObject *callback, PyObject *args, PyObject *context) {
+  speedups_state *state = loop->state;
+  PyObject *handle, *lock;
+
+  if (state->safe_type == NULL)
+    return handle_make(loop, callback, args, context);
+  lock = PyObject_CallNoArgs((PyObject *)state->lock_type);
+  if (lock == NULL) {
+    Py_DECREF(args);
+    return NULL;
+  }
+  handle = make(loop, state->safe_type, callback, args, context);
+  if (handle == NULL)
+    Py_DECREF(lock);
+  else
+    SLOT(handle, state->safe_lock) = lock;
+  return handle;
+}
+
 void handle_done(loop_object *loop, PyObject *handle) {
   speedups_state *state = loop->state;
   handle_slots *slot = &state->slot;
+  bool timer = Py_IS_TYPE(handle, state->fast_timer_type);
+  PyObject **spare = timer ? loop->spare_timer : loop->spare;
+  int *count = timer ? &loop->spare_timer_count : &loop->spare_count;
 
-  if (Py_REFCNT(handle) != 1 || loop->spare_count == SPARE_HANDLES || !Py_IS_TYPE(handle, state->handle_type) ||
+  if (Py_REFCNT(handle) != 1 || *count == SPARE_HANDLES || !(timer || Py_IS_TYPE(handle, state->handle_type)) ||
       !handles_are_plain(state) || *PyObject_GET_WEAKREFS_LISTPTR(handle) != NULL) {
     Py_DECREF(handle);
     return;
+  }
+  if (timer) {
+    Py_CLEAR(SLOT(handle, slot->when));
+    Py_CLEAR(SLOT(handle, slot->scheduled));
   }
   Py_CLEAR(SLOT(handle, slot->context));
   Py_CLEAR(SLOT(handle, slot->callback));
@@ -165,12 +216,72 @@ void handle_done(loop_object *loop, PyObject *handle) {
   Py_CLEAR(SLOT(handle, slot->repr));
   Py_CLEAR(SLOT(handle, slot->source_traceback));
   /* What was just released may have run Python code, which may have asked gc for all objects, or scheduled. */
-  if (Py_REFCNT(handle) != 1 || loop->spare_count == SPARE_HANDLES) {
+  if (Py_REFCNT(handle) != 1 || *count == SPARE_HANDLES) {
     Py_DECREF(handle);
     return;
   }
-  loop->spare[loop->spare_count++] = handle;
+  spare[(*count)++] = handle;
 }
+
+/* -- our TimerHandle -------------------------------------------------------------------- */
+
+static PyObject *cancel_by_asyncio(speedups_state *state, PyObject *timer) {
+  PyObject *method = PyObject_GetAttr((PyObject *)state->timer_type, state->str_cancel);
+  PyObject *result = method == NULL ? NULL : PyObject_CallOneArg(method, timer);
+
+  Py_XDECREF(method);
+  return result;
+}
+
+/* TimerHandle.cancel(), and with it Handle.cancel() and the loop's _timer_handle_cancelled(). */
+static PyObject *timer_cancel(PyObject *self, PyObject *Py_UNUSED(ignored)) {
+  speedups_state *state = speedups_state_by_type(Py_TYPE(self));
+  handle_slots *slot = &state->slot;
+  PyObject *owner = SLOT(self, slot->loop);
+  PyObject *cancelled = SLOT(self, slot->cancelled);
+  PyObject *scheduled = SLOT(self, slot->scheduled);
+  PyObject *callback, *args;
+  int own;
+
+  if (owner == NULL || state->loop_base == NULL || !PyObject_TypeCheck(owner, (PyTypeObject *)state->loop_base) ||
+      (cancelled != Py_False && cancelled != Py_True) || (scheduled != Py_False && scheduled != Py_True) ||
+      !loop_is_plain((loop_object *)owner) || !timers_are_plain(state))
+    return cancel_by_asyncio(state, self);
+  if (cancelled == Py_True)
+    Py_RETURN_NONE;
+  own = loop_has_own((loop_object *)owner, state->str__timer_handle_cancelled);
+  if (own != 0)
+    return own < 0 ? NULL : cancel_by_asyncio(state, self);
+  if (loop_timer_cancelled((loop_object *)owner, self) < 0)
+    return NULL;
+  callback = SLOT(self, slot->callback);
+  args = SLOT(self, slot->args);
+  SLOT(self, slot->cancelled) = Py_NewRef(Py_True);
+  SLOT(self, slot->callback) = Py_NewRef(Py_None);
+  SLOT(self, slot->args) = Py_NewRef(Py_None);
+  Py_DECREF(cancelled);
+  Py_XDECREF(callback);
+  Py_XDECREF(args);
+  Py_RETURN_NONE;
+}
+
+static PyMethodDef timer_methods[] = {
+    {"cancel", timer_cancel, METH_NOARGS, "cancel($self)\n--\n\nSee asyncio.Handle.cancel."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot timer_slots[] = {
+    {Py_tp_doc, "asyncio.TimerHandle, as call_later() and call_at() make it."},
+    {Py_tp_methods, timer_methods},
+    {0, NULL},
+};
+
+/* Of its base it has everything: size, slots, life. */
+PyType_Spec speedups_timer_spec = {
+    .name = "velociloop._speedups.TimerHandle",
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = timer_slots,
+};
 
 /* -- running them ------------------------------------------------------------------- */
 
@@ -178,7 +289,7 @@ int handle_is_cancelled(speedups_state *state, PyObject *handle) {
   PyObject *cancelled;
   int result;
 
-  if (Py_IS_TYPE(handle, state->handle_type) || Py_IS_TYPE(handle, state->timer_type)) {
+  if (Py_IS_TYPE(handle, state->handle_type) || is_timer(state, handle)) {
     cancelled = SLOT(handle, state->slot.cancelled);
     if (cancelled == Py_False)
       return 0;
@@ -228,21 +339,24 @@ static PyObject *call(PyObject *callback, PyObject *args) {
   return PyObject_Vectorcall(callback, stack + 1, (size_t)count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
 }
 
-int handle_run(speedups_state *state, PyObject *handle) {
-  handle_slots *slot = &state->slot;
-  PyObject *context, *callback, *args, *result;
-  bool known = (Py_IS_TYPE(handle, state->handle_type) && handles_are_plain(state)) ||
-               (Py_IS_TYPE(handle, state->timer_type) && timers_are_plain(state));
+static int run_by_python(speedups_state *state, PyObject *handle) {
+  PyObject *result = PyObject_CallMethodNoArgs(handle, state->str__run);
 
-  context = known ? SLOT(handle, slot->context) : NULL;
-  callback = known ? SLOT(handle, slot->callback) : NULL;
-  args = known ? SLOT(handle, slot->args) : NULL;
+  Py_XDECREF(result);
+  return result == NULL ? -1 : 0;
+}
+
+/* What Handle._run() does, of a handle whose class has that one. */
+static int run_plain(speedups_state *state, PyObject *handle) {
+  handle_slots *slot = &state->slot;
+  PyObject *context = SLOT(handle, slot->context);
+  PyObject *callback = SLOT(handle, slot->callback);
+  PyObject *args = SLOT(handle, slot->args);
+  PyObject *result;
+
   if (context == NULL || !PyContext_CheckExact(context) || callback == NULL || args == NULL ||
-      !PyTuple_CheckExact(args)) {
-    result = PyObject_CallMethodNoArgs(handle, state->str__run);
-    Py_XDECREF(result);
-    return result == NULL ? -1 : 0;
-  }
+      !PyTuple_CheckExact(args))
+    return run_by_python(state, handle);
   /* The callback may cancel its handle, which drops them. */
   Py_INCREF(context);
   Py_INCREF(callback);
@@ -261,4 +375,41 @@ int handle_run(speedups_state *state, PyObject *handle) {
     return report(state, handle);
   Py_DECREF(result);
   return 0;
+}
+
+/* _ThreadSafeHandle._run(): "it is possible that the handle is cancelled after the check but before the callback is
+ * called", and a cancel() in another thread waits for a callback that has begun. */
+static int run_safe(speedups_state *state, PyObject *handle) {
+  PyObject *lock = SLOT(handle, state->safe_lock);
+  PyObject *acquired, *released, *exception;
+  int result;
+
+  if (lock == NULL || !Py_IS_TYPE(lock, state->lock_type))
+    return run_by_python(state, handle);
+  Py_INCREF(lock);
+  acquired = PyObject_CallMethodNoArgs(lock, state->str_acquire);
+  if (acquired == NULL) {
+    Py_DECREF(lock);
+    return -1;
+  }
+  Py_DECREF(acquired);
+  result = SLOT(handle, state->slot.cancelled) == Py_True ? 0 : run_plain(state, handle);
+  exception = result < 0 ? speedups_take_exception() : NULL;
+  released = PyObject_CallMethodNoArgs(lock, state->str_release);
+  if (released == NULL)
+    result = -1;
+  Py_XDECREF(released);
+  if (exception != NULL)
+    speedups_give_exception(exception);
+  Py_DECREF(lock);
+  return result;
+}
+
+int handle_run(speedups_state *state, PyObject *handle) {
+  if ((Py_IS_TYPE(handle, state->handle_type) && handles_are_plain(state)) ||
+      (is_timer(state, handle) && timers_are_plain(state)))
+    return run_plain(state, handle);
+  if (state->safe_type != NULL && Py_IS_TYPE(handle, state->safe_type) && safe_handles_are_plain(state))
+    return run_safe(state, handle);
+  return run_by_python(state, handle);
 }

@@ -7,7 +7,7 @@
 /* In this order in speedups_state.base_methods and .loop_methods. */
 static const char *const loop_method_names[LOOP_METHODS] = {
     "call_soon", "call_later", "call_at", "_call_soon", "time", "get_debug", "_timer_handle_cancelled",
-    "_run_once", "_process_events", "run_forever", "_check_closed",
+    "_run_once", "_process_events", "run_forever", "_check_closed", "call_soon_threadsafe", "_write_to_self",
 };
 
 int loop_learn(speedups_state *state) {
@@ -59,7 +59,7 @@ bool loop_is_plain(loop_object *loop) {
   speedups_state *state = loop->state;
 
   if (loop->debug != Py_False || loop->core == NULL || loop->ready == NULL ||
-      !Py_IS_TYPE(loop->ready, state->deque_type) || loop->scheduled == NULL ||
+      !Py_IS_TYPE(loop->ready, state->queue_type) || loop->scheduled == NULL ||
       !PyList_CheckExact(loop->scheduled) || !handles_are_plain(state))
     return false;
   /* A change of a base counts as one of the type. */
@@ -101,14 +101,11 @@ PyObject *loop_delegate(loop_object *loop, PyObject *name, PyObject *const *args
 }
 
 int ready_append(speedups_state *state, PyObject *ready, PyObject *handle) {
-  PyObject *args[2] = {ready, handle};
   PyObject *result;
 
-  if (Py_IS_TYPE(ready, state->deque_type))
-    result = PyObject_Vectorcall(state->deque_append, args, 2, NULL);
-  else
-    result = PyObject_CallMethodOneArg(ready, state->str_append, handle);
-
+  if (Py_IS_TYPE(ready, state->queue_type))
+    return queue_append((queue_object *)ready, handle);
+  result = PyObject_CallMethodOneArg(ready, state->str_append, handle);
   Py_XDECREF(result);
   return result == NULL ? -1 : 0;
 }
@@ -183,7 +180,37 @@ static PyObject *loop_call_soon(PyObject *self, PyObject *const *args, Py_ssize_
   return soon(loop, args[0], tuple_of(args + 1, nargs - 1), context);
 }
 
-/* asyncio's call_soon_threadsafe() makes its Handle with this. */
+/* 1 if what asyncio's call_soon_threadsafe() calls is of this instance, 0, or -1. */
+static int wakes_otherwise(loop_object *loop) {
+  int own = loop_has_own(loop, loop->state->str__write_to_self);
+
+  return own != 0 ? own : loop_has_own(loop, loop->state->str__call_soon);
+}
+
+/* From any thread, and from signal handlers and finalizers (H11): the GIL guards the queue, and the shim the core.  Many
+ * wake-ups before the next poll are one: libuv writes to its descriptor only if it is not pending. */
+static PyObject *loop_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames) {
+  loop_object *loop = (loop_object *)self;
+  PyObject *context, *handle, *arguments;
+  int otherwise;
+
+  if (nargs < 1 || loop->closed != Py_False || !loop_is_plain(loop) || !safe_handles_are_plain(loop->state) ||
+      !takes_context(loop->state, args, nargs, kwnames, &context))
+    return loop_delegate(loop, loop->state->str_call_soon_threadsafe, args, nargs, kwnames);
+  otherwise = wakes_otherwise(loop);
+  if (otherwise != 0)
+    return otherwise < 0 ? NULL
+                         : loop_delegate(loop, loop->state->str_call_soon_threadsafe, args, nargs, kwnames);
+  arguments = tuple_of(args + 1, nargs - 1);
+  handle = arguments == NULL ? NULL : safe_handle_make(loop, args[0], arguments, context);
+  if (handle != NULL && ready_append(loop->state, loop->ready, handle) < 0)
+    Py_CLEAR(handle);
+  if (handle != NULL)
+    (void)loop->state->uv->core_wake(loop->core); /* as Core.wake(): a closed core hears nothing, and raises nothing */
+  return handle;
+}
+
+/* asyncio's call_soon_threadsafe() makes its Handle with this (before 3.14). */
 static PyObject *loop__call_soon(PyObject *self, PyObject *const *args, Py_ssize_t nargs) {
   loop_object *loop = (loop_object *)self;
 
@@ -238,21 +265,30 @@ static PyObject *loop_call_later(PyObject *self, PyObject *const *args, Py_ssize
   return timer;
 }
 
-static PyObject *loop_timer_handle_cancelled(PyObject *self, PyObject *handle) {
-  loop_object *loop = (loop_object *)self;
+int loop_timer_cancelled(loop_object *loop, PyObject *timer) {
   speedups_state *state = loop->state;
+  PyObject *list = loop->scheduled;
   PyObject *scheduled;
+  Py_ssize_t last = list != NULL && PyList_CheckExact(list) ? PyList_GET_SIZE(list) - 1 : -1;
   int result;
 
-  if (Py_IS_TYPE(handle, state->timer_type) && SLOT(handle, state->slot.scheduled) != NULL)
-    scheduled = Py_NewRef(SLOT(handle, state->slot.scheduled));
+  if (last >= 0 && PyList_GET_ITEM(list, last) == timer)
+    return PyList_SetSlice(list, last, last + 1, NULL) < 0 ? -1 : timer_set_scheduled(state, timer, Py_False);
+  if (is_timer(state, timer) && SLOT(timer, state->slot.scheduled) != NULL)
+    scheduled = Py_NewRef(SLOT(timer, state->slot.scheduled));
   else
-    scheduled = PyObject_GetAttr(handle, state->str__scheduled);
+    scheduled = PyObject_GetAttr(timer, state->str__scheduled);
   result = scheduled == NULL ? -1 : PyObject_IsTrue(scheduled);
   Py_XDECREF(scheduled);
   if (result < 0)
-    return NULL;
+    return -1;
   loop->timer_cancelled_count += result;
+  return 0;
+}
+
+static PyObject *loop_timer_handle_cancelled(PyObject *self, PyObject *timer) {
+  if (loop_timer_cancelled((loop_object *)self, timer) < 0)
+    return NULL;
   Py_RETURN_NONE;
 }
 
@@ -290,12 +326,13 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObjec
   return (PyObject *)loop;
 }
 
-/* attach(pointer, address, scope, selector, no_preparation, drain_handle): what a complete loop has.
+/* attach(pointer, address, scope, selector, no_preparation, drain_handle): what a complete loop has.  _ready, until now
+ * the deque that asyncio has made, becomes a ReadyQueue.
  * address is pointer's, a vl_core's; selector is the loop's own, no_preparation its before_wait while there is
  * nothing to do. */
 static PyObject *loop_attach(PyObject *self, PyObject *args) {
   loop_object *loop = (loop_object *)self;
-  PyObject *owner, *address, *scope, *selector, *no_preparation, *drain, *select;
+  PyObject *owner, *address, *scope, *selector, *no_preparation, *drain, *select, *ready, *moved;
   void *core;
 
   if (!PyArg_ParseTuple(args, "OO!O!OOO:_attach", &owner, &PyLong_Type, &address, loop->state->scope_type, &scope,
@@ -316,6 +353,16 @@ static PyObject *loop_attach(PyObject *self, PyObject *args) {
   Py_XSETREF(loop->uv_selector, Py_NewRef(selector));
   Py_XSETREF(loop->no_preparation, Py_NewRef(no_preparation));
   Py_XSETREF(loop->drain_handle, Py_NewRef(drain));
+  ready = PyObject_CallNoArgs((PyObject *)loop->state->queue_type);
+  moved = ready == NULL || loop->ready == NULL ? NULL : PyObject_CallMethod(ready, "extend", "O", loop->ready);
+  if (moved == NULL) {
+    Py_XDECREF(ready);
+    if (!PyErr_Occurred())
+      PyErr_SetString(PyExc_AttributeError, "_ready");
+    return NULL;
+  }
+  Py_DECREF(moved);
+  Py_XSETREF(loop->ready, ready);
   loop->core = core;
   Py_XSETREF(loop->scope->core_owner, Py_NewRef(owner));
   loop->scope->core = core;
@@ -342,6 +389,8 @@ static int loop_traverse(PyObject *self, visitproc visit, void *arg) {
   Py_VISIT(loop->drain_handle);
   for (i = 0; i < loop->spare_count; i++)
     Py_VISIT(loop->spare[i]);
+  for (i = 0; i < loop->spare_timer_count; i++)
+    Py_VISIT(loop->spare_timer[i]);
   return 0;
 }
 
@@ -364,6 +413,8 @@ static int loop_clear(PyObject *self) {
   Py_CLEAR(loop->drain_handle);
   while (loop->spare_count > 0)
     Py_DECREF(loop->spare[--loop->spare_count]);
+  while (loop->spare_timer_count > 0)
+    Py_DECREF(loop->spare_timer[--loop->spare_timer_count]);
   return 0;
 }
 
@@ -380,6 +431,7 @@ static void loop_dealloc(PyObject *self) {
 
 static PyMethodDef loop_methods[] = {
     {"call_soon", FAST(loop_call_soon), METH_FASTCALL | METH_KEYWORDS, "call_soon($self, callback, *args, context=None)\n--\n\nSee asyncio.loop.call_soon."},
+    {"call_soon_threadsafe", FAST(loop_call_soon_threadsafe), METH_FASTCALL | METH_KEYWORDS, "call_soon_threadsafe($self, callback, *args, context=None)\n--\n\nSee asyncio.loop.call_soon_threadsafe."},
     {"call_later", FAST(loop_call_later), METH_FASTCALL | METH_KEYWORDS, "call_later($self, delay, callback, *args, context=None)\n--\n\nSee asyncio.loop.call_later."},
     {"call_at", FAST(loop_call_at), METH_FASTCALL | METH_KEYWORDS, "call_at($self, when, callback, *args, context=None)\n--\n\nSee asyncio.loop.call_at."},
     {"_call_soon", FAST(loop__call_soon), METH_FASTCALL, "Make a Handle and append it to the ready queue."},

@@ -120,6 +120,25 @@ static int imported_number(const char *module_name, const char *name, double *nu
   return *number == -1.0 && PyErr_Occurred() ? -1 : 0;
 }
 
+/* asyncio.events._ThreadSafeHandle, if this asyncio has it. */
+static int find_safe_type(speedups_state *state) {
+  PyObject *found = imported("asyncio.events", "_ThreadSafeHandle");
+
+  if (found == NULL) {
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError))
+      return -1;
+    PyErr_Clear();
+    return 0;
+  }
+  if (!PyType_Check(found)) {
+    Py_DECREF(found);
+    PyErr_SetString(PyExc_ImportError, "asyncio.events._ThreadSafeHandle is no type");
+    return -1;
+  }
+  state->safe_type = (PyTypeObject *)found;
+  return 0;
+}
+
 static int learn(speedups_state *state) {
   double many;
 
@@ -131,6 +150,7 @@ static int learn(speedups_state *state) {
 #undef X
   if ((state->handle_type = imported_type("asyncio.events", "Handle")) == NULL ||
       (state->timer_type = imported_type("asyncio.events", "TimerHandle")) == NULL ||
+      (state->lock_type = imported_type("_thread", "RLock")) == NULL || find_safe_type(state) < 0 ||
       (state->deque_type = imported_type("collections", "deque")) == NULL ||
       (state->time_names = imported("time", "__dict__")) == NULL ||
       (state->base_loop = imported("asyncio.base_events", "BaseEventLoop")) == NULL ||
@@ -139,15 +159,11 @@ static int learn(speedups_state *state) {
       imported_number("asyncio.base_events", "MAXIMUM_SELECT_TIMEOUT", &state->longest_wait) < 0)
     return -1;
   state->many_timers = (Py_ssize_t)many;
-  state->deque_append = PyObject_GetAttrString((PyObject *)state->deque_type, "append");
-  state->deque_popleft = PyObject_GetAttrString((PyObject *)state->deque_type, "popleft");
-  if (state->deque_append == NULL || state->deque_popleft == NULL)
-    return -1;
   return handles_learn(state) < 0 || loop_learn(state) < 0 ? -1 : 0;
 }
 
-static PyObject *add_type(PyObject *module, PyType_Spec *spec) {
-  PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+static PyObject *add_type(PyObject *module, PyType_Spec *spec, PyObject *base) {
+  PyObject *type = PyType_FromModuleAndSpec(module, spec, base);
 
   if (type != NULL && PyModule_AddType(module, (PyTypeObject *)type) < 0)
     Py_CLEAR(type);
@@ -161,12 +177,16 @@ static int speedups_exec(PyObject *module) {
 
   if (learn(state) < 0)
     return -1;
-  state->scope_type = add_type(module, &speedups_scope_spec);
-  state->loop_base = state->scope_type == NULL ? NULL : add_type(module, &speedups_loop_spec);
+  state->queue_type = (PyTypeObject *)add_type(module, &speedups_queue_spec, NULL);
+  state->fast_timer_type = (PyTypeObject *)add_type(module, &speedups_timer_spec, (PyObject *)state->timer_type);
+  if (state->queue_type == NULL || state->fast_timer_type == NULL)
+    return -1;
+  state->scope_type = add_type(module, &speedups_scope_spec, NULL);
+  state->loop_base = state->scope_type == NULL ? NULL : add_type(module, &speedups_loop_spec, NULL);
   if (state->loop_base == NULL)
     return -1;
   for (i = 0; i < sizeof(bases) / sizeof(*bases); i++) {
-    PyObject *type = add_type(module, bases[i]);
+    PyObject *type = add_type(module, bases[i], NULL);
 
     if (type == NULL)
       return -1;
@@ -189,14 +209,20 @@ static int speedups_traverse(PyObject *module, visitproc visit, void *arg) {
   Py_VISIT(state->handle_run);
   Py_VISIT(state->handle_init);
   Py_VISIT(state->handle_new);
+  Py_VISIT(state->handle_cancel);
+  Py_VISIT(state->fast_timer_type);
+  Py_VISIT(state->safe_type);
+  Py_VISIT(state->safe_run);
+  Py_VISIT(state->safe_init);
+  Py_VISIT(state->safe_new);
+  Py_VISIT(state->lock_type);
   Py_VISIT(state->timer_run);
   Py_VISIT(state->timer_init);
   Py_VISIT(state->timer_new);
   Py_VISIT(state->timer_less);
   Py_VISIT(state->timer_cancel);
   Py_VISIT(state->deque_type);
-  Py_VISIT(state->deque_append);
-  Py_VISIT(state->deque_popleft);
+  Py_VISIT(state->queue_type);
   Py_VISIT(state->time_names);
   Py_VISIT(state->base_loop);
   Py_VISIT(state->stream_type);
@@ -227,14 +253,20 @@ static int speedups_clear(PyObject *module) {
   Py_CLEAR(state->handle_run);
   Py_CLEAR(state->handle_init);
   Py_CLEAR(state->handle_new);
+  Py_CLEAR(state->handle_cancel);
+  Py_CLEAR(state->fast_timer_type);
+  Py_CLEAR(state->safe_type);
+  Py_CLEAR(state->safe_run);
+  Py_CLEAR(state->safe_init);
+  Py_CLEAR(state->safe_new);
+  Py_CLEAR(state->lock_type);
   Py_CLEAR(state->timer_run);
   Py_CLEAR(state->timer_init);
   Py_CLEAR(state->timer_new);
   Py_CLEAR(state->timer_less);
   Py_CLEAR(state->timer_cancel);
   Py_CLEAR(state->deque_type);
-  Py_CLEAR(state->deque_append);
-  Py_CLEAR(state->deque_popleft);
+  Py_CLEAR(state->queue_type);
   Py_CLEAR(state->time_names);
   Py_CLEAR(state->base_loop);
   Py_CLEAR(state->stream_type);

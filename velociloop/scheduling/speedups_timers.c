@@ -6,7 +6,7 @@
 #include "speedups.h"
 
 static bool is_known(speedups_state *state, PyObject *timer) {
-  return Py_IS_TYPE(timer, state->timer_type) && SLOT(timer, state->slot.when) != NULL &&
+  return is_timer(state, timer) && SLOT(timer, state->slot.when) != NULL &&
          PyFloat_CheckExact(SLOT(timer, state->slot.when));
 }
 
@@ -26,7 +26,7 @@ int timer_when(speedups_state *state, PyObject *timer, double *when) {
 }
 
 int timer_set_scheduled(speedups_state *state, PyObject *timer, PyObject *value) {
-  if (!Py_IS_TYPE(timer, state->timer_type))
+  if (!is_timer(state, timer))
     return PyObject_SetAttr(timer, state->str__scheduled, value);
   Py_INCREF(value);
   Py_XSETREF(SLOT(timer, state->slot.scheduled), value);

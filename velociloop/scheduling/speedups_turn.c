@@ -61,7 +61,7 @@ static int turn_is_plain(loop_object *loop) {
 /* -- waiting ---------------------------------------------------------------------- */
 
 /* The timeout in nanoseconds as vl_core_poll() takes it: -1 without limit.  *seconds says the same as a float. */
-static int find_timeout(loop_object *loop, PyObject *ready, PyObject *scheduled, int64_t *timeout_ns,
+static int find_timeout(loop_object *loop, queue_object *ready, PyObject *scheduled, int64_t *timeout_ns,
                         double *seconds) {
   speedups_state *state = loop->state;
   double when, now;
@@ -71,7 +71,7 @@ static int find_timeout(loop_object *loop, PyObject *ready, PyObject *scheduled,
   *seconds = 0.0;
   if (stopping < 0)
     return -1;
-  if (stopping || PyObject_Size(ready) > 0)
+  if (stopping || ready->count > 0)
     return 0;
   if (PyList_GET_SIZE(scheduled) == 0) {
     *timeout_ns = -1;
@@ -119,7 +119,7 @@ static int take_events(loop_object *loop, int found, int64_t timeout_ns, double 
   return result == NULL ? -1 : 0;
 }
 
-static int poll(loop_object *loop, PyObject *ready, PyObject *scheduled) {
+static int poll(loop_object *loop, queue_object *ready, PyObject *scheduled) {
   vl_core *core = loop->core;
   int64_t timeout_ns;
   double seconds;
@@ -145,7 +145,7 @@ static int poll(loop_object *loop, PyObject *ready, PyObject *scheduled) {
   return 0;
 }
 
-static int take_due_timers(loop_object *loop, PyObject *ready, PyObject *scheduled) {
+static int take_due_timers(loop_object *loop, queue_object *ready, PyObject *scheduled) {
   speedups_state *state = loop->state;
   double end, when;
   int result = loop_clock(loop, &end);
@@ -164,7 +164,7 @@ static int take_due_timers(loop_object *loop, PyObject *ready, PyObject *schedul
     } else {
       result = timer_set_scheduled(state, timer, Py_False);
       if (result == 0)
-        result = ready_append(state, ready, timer);
+        result = queue_append(ready, timer);
       Py_DECREF(timer);
     }
   }
@@ -173,10 +173,10 @@ static int take_due_timers(loop_object *loop, PyObject *ready, PyObject *schedul
 
 /* -- running ------------------------------------------------------------------------- */
 
-static int run_next(loop_object *loop, PyObject *ready) {
+static int run_next(loop_object *loop, queue_object *ready) {
   speedups_state *state = loop->state;
   scope_object *scope = loop->scope;
-  PyObject *handle = PyObject_Vectorcall(state->deque_popleft, &ready, 1, NULL);
+  PyObject *handle = queue_popleft(ready);
   int result;
 
   if (handle == NULL)
@@ -192,14 +192,14 @@ static int run_next(loop_object *loop, PyObject *ready) {
   return result < 0 ? -1 : 0;
 }
 
-static int run_ready(loop_object *loop, PyObject *ready) {
+static int run_ready(loop_object *loop, queue_object *ready) {
   scope_object *scope = (scope_object *)Py_NewRef(loop->scope);
-  Py_ssize_t count = PyObject_Size(ready);
+  Py_ssize_t count = ready->count;
   int result = 0;
 
   scope->active = 1;
   while (result == 0 && count-- > 0) {
-    if (PyObject_Size(ready) == 0)
+    if (ready->count == 0)
       break; /* a nested turn inside a callback ran the rest */
     result = run_next(loop, ready);
   }
@@ -210,7 +210,7 @@ static int run_ready(loop_object *loop, PyObject *ready) {
 }
 
 /* Somebody may assign other queues to the loop meanwhile: this turn goes on with those that it has begun with. */
-static int run_turn(loop_object *loop, PyObject *ready, PyObject *scheduled) {
+static int run_turn(loop_object *loop, queue_object *ready, PyObject *scheduled) {
   if (PyList_GET_SIZE(scheduled) > 0 && timers_drop_cancelled(loop, scheduled) < 0)
     return -1;
   if (poll(loop, ready, scheduled) < 0)
@@ -244,13 +244,13 @@ static Py_ssize_t count_own(loop_object *loop) {
  * stopping; no timer due; under 100 us since the last poll; fewer than 16 skips in a row; nothing patched".  So a turn,
  * which has polled, may have such turns behind it, as run_forever() would ask for them one by one.  own is count_own()
  * of when nothing was patched. */
-static int run_unpolled_turns(loop_object *loop, PyObject *ready, PyObject *scheduled, Py_ssize_t own) {
+static int run_unpolled_turns(loop_object *loop, queue_object *ready, PyObject *scheduled, Py_ssize_t own) {
   const vl_exports *uv = loop->state->uv;
   int count, due;
 
   for (count = 0; count < MOST_SKIPPED_POLLS; count++) {
-    if (loop->stopping != Py_False || PyObject_Size(ready) <= 0 || uv->now() - loop->polled_at >= LONGEST_UNPOLLED_NS ||
-        loop->ready != ready || loop->scheduled != scheduled || !loop_is_plain(loop) || count_own(loop) != own ||
+    if (loop->stopping != Py_False || ready->count == 0 || uv->now() - loop->polled_at >= LONGEST_UNPOLLED_NS ||
+        loop->ready != (PyObject *)ready || loop->scheduled != scheduled || !loop_is_plain(loop) || count_own(loop) != own ||
         loop->selector != loop->uv_selector)
       return 0;
     due = is_timer_due(loop, scheduled);
@@ -276,18 +276,19 @@ static int may_go_on(loop_object *loop) {
 
 PyObject *loop_run_once(PyObject *self, PyObject *Py_UNUSED(ignored)) {
   loop_object *loop = (loop_object *)self;
-  PyObject *ready, *scheduled;
+  queue_object *ready;
+  PyObject *scheduled;
   int plain = turn_is_plain(loop);
   Py_ssize_t own = count_own(loop);
   int result, more;
 
   if (plain <= 0)
     return plain < 0 ? NULL : PyObject_CallMethodNoArgs(self, loop->state->str__turn_in_python);
-  ready = Py_NewRef(loop->ready);
+  ready = (queue_object *)Py_NewRef(loop->ready);
   scheduled = Py_NewRef(loop->scheduled);
   loop->depth++;
   result = run_turn(loop, ready, scheduled);
-  if (result == 0 && loop->stopping == Py_False && PyObject_Size(ready) > 0) {
+  if (result == 0 && loop->stopping == Py_False && ready->count > 0) {
     more = may_go_on(loop);
     result = more > 0 ? run_unpolled_turns(loop, ready, scheduled, own) : more;
   }

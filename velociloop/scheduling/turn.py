@@ -30,9 +30,24 @@ class PyLoopBase:
     #: How many polls in a row have found nothing in the current run, which the accelerator counts (H2); -1 outside of
     #: a run.
     _quiet_polls = -1
+    _scheduled: list[Any]
+    _timer_cancelled_count: int
 
     def _turn_in_python(self) -> None:
         raise NotImplementedError
+
+    def _timer_handle_cancelled(self, handle: Any) -> None:
+        """Drop a timer that is cancelled while it is the heap's last item; count others, for the turn to drop them.
+
+        Most timeouts are cancelled soon: the newest is the last if its time is the latest.  A heap without its last
+        item is a heap.
+        """
+        scheduled = self._scheduled
+        if scheduled and scheduled[-1] is handle:
+            del scheduled[-1]
+            handle._scheduled = False
+        elif handle._scheduled:
+            self._timer_cancelled_count += 1
 
     def _attach(
         self, pointer: Any, address: int, scope: CallbackScope, selector: Any, no_preparation: Any, drain: Any

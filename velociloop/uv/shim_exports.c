@@ -11,6 +11,7 @@ static const vl_exports exported = {
     .ring_segment = vl_ring_segment,
     .slab_segment = vl_slab_segment,
     .stream_try_write = vl_stream_try_write,
+    .core_wake = vl_core_wake,
     .now = uv_hrtime,
 };
 

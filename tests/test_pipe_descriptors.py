@@ -202,15 +202,17 @@ async def test_a_watch_goes_on_as_epoll_does() -> None:
         def on_readable(self) -> None:
             told.append(1)
 
+    from velociloop.api.pipes import watches_of
+
     loop: Any = asyncio.get_running_loop()
     far, near = make_pipe()
-    watch = loop._watches.of(near.fileno())
-    end = Patient()
+    watch = watches_of(loop).of(near.fileno())
+    end: Any = Patient()
     watch.start_reader(end, 1)
     far.close()
     await until(lambda: len(told) >= 3)
     watch.leave(end)
-    assert loop.statistics().handles == 0 and not loop._watches.by_fd
+    assert loop.statistics().handles == 0 and not watches_of(loop).by_fd
     near.close()
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from .._platform import tells_of_closed_reader
 from ..transports.read_pipe import ReadPipeTransport
+from ..transports.watch import Watches
 from ..transports.write_pipe import WritePipeTransport
 
-__all__ = ["make_read_pipe_transport", "make_write_pipe_transport"]
+__all__ = ["make_read_pipe_transport", "make_write_pipe_transport", "watches_of"]
 
 
 def _look_at(pipe: Any) -> tuple[int, os.stat_result]:
@@ -27,6 +28,14 @@ def _check_kind(pipe: Any, status: os.stat_result, sentence: str) -> None:
         raise ValueError(f"{sentence} Use a thread (asyncio.to_thread) for {pipe!r}.")
 
 
+def watches_of(loop: Any) -> Watches:
+    """Return the loop's table of watched descriptors, which is made for the first pipe."""
+    if loop._watches is None:
+        loop._watches = Watches(loop._core)
+    watches: Watches = loop._watches
+    return watches
+
+
 def make_read_pipe_transport(
     loop: Any,
     pipe: Any,
@@ -41,7 +50,7 @@ def make_read_pipe_transport(
     fd, status = _look_at(pipe)
     _check_kind(pipe, status, "Pipe transport is for pipes/sockets only.")
     os.set_blocking(fd, False)
-    return ReadPipeTransport(loop, loop._watches, pipe, fd, protocol, waiter, extra)
+    return ReadPipeTransport(loop, watches_of(loop), pipe, fd, protocol, waiter, extra)
 
 
 def make_write_pipe_transport(
@@ -59,5 +68,5 @@ def make_write_pipe_transport(
     _check_kind(pipe, status, "Pipe transport is only for pipes, sockets and character devices.")
     os.set_blocking(fd, False)
     return WritePipeTransport(
-        loop, loop._watches, pipe, fd, protocol, waiter, extra, notices_end=tells_of_closed_reader(status)
+        loop, watches_of(loop), pipe, fd, protocol, waiter, extra, notices_end=tells_of_closed_reader(status)
     )

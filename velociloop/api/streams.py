@@ -14,7 +14,6 @@ from ..transports.endpoint import SocketInfo
 from ..transports.stream import StreamTransport
 from ..uv import core as _core, sockaddr
 from .sockets import name_or_none, take_descriptor
-from .tls import make_tls_protocol
 
 __all__ = ["make_accepted_transport", "make_socket_transport", "stream_kind"]
 
@@ -69,6 +68,8 @@ def make_accepted_transport(
         asking.detach()
     if tls is not None:
         waiter = loop.create_future()
+        from .tls import make_tls_protocol
+
         protocol = make_tls_protocol(loop, protocol, waiter=waiter, server_side=True, **tls)
     transport = StreamTransport(
         loop, loop._core, loop._scope, key, info, protocol, None, extra, server, raw_peername=raw_peername

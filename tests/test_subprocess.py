@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT
 from typing import Any
 
 import pytest
-from support import HandlerCalls, in_time, is_ours, open_descriptors, resident_bytes, turns, until
+from support import HANG_S, HandlerCalls, in_time, is_ours, open_descriptors, resident_bytes, turns, until
 
 pytestmark = pytest.mark.both_roads
 MEBIBYTE = 1 << 20
@@ -518,6 +519,30 @@ async def test_H9_a_failed_reaping_leaves_no_descriptor(
         assert await in_time(process.wait()) == 7
     assert str(handler_calls.take()["exception"]) == "unexpected"
     assert open_descriptors() == before
+
+
+@pytest.mark.ours("takes Popen's lock, which asyncio's watcher does not ask for")
+async def test_H9_another_thread_is_about_to_reap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Popen.wait() in a thread has the lock, the child has ended, and the thread has not come to waitpid(2) yet."""
+    monkeypatch.setenv("VELOCILOOP_SPAWN", "popen")
+    async with held(7, stdout=DEVNULL) as (process, release):
+        popen = popen_of(process)
+        locked, ended = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            with popen._waitpid_lock:
+                locked.set()
+                assert ended.wait(HANG_S)
+                time.sleep(0.05)  # the loop looks meanwhile; however long it takes to, the result is the same
+                popen.returncode = os.waitstatus_to_exitcode(os.waitpid(popen.pid, 0)[1])
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        await asyncio.to_thread(locked.wait)
+        release()
+        ended.set()
+        assert await in_time(process.wait()) == 7
+        thread.join()
 
 
 @pytest.mark.ours("puts its own lock into Popen")

@@ -49,14 +49,17 @@ def _reap(popen: "subprocess.Popen[bytes]", pidfd: int) -> int | None:
     except ChildProcessError:
         lost = True
     except OSError:
-        pass  # no such waitid(2): Linux 5.3 knows pidfds but not P_PIDFD, a sandbox may know neither
+        return popen.poll()  # no such waitid(2): Linux 5.3 knows pidfds but not P_PIDFD, a sandbox may know neither
     returncode = popen.returncode if lost else popen.poll()
-    if returncode is None and not lost:
-        return None
-    if returncode is None:
-        # Reaped by another thread, which is inside Popen.wait() and about to say so; or behind Popen's back.
+    while returncode is None:
+        # Another thread is inside Popen.wait(), which has the lock while it waits: as the child has ended, it is about
+        # to reap it and to say so, or has just done it.  Or somebody has reaped it behind Popen's back.
         with popen_waitpid_lock(popen):
             returncode = popen.returncode
+        if returncode is None:
+            if lost:
+                break
+            returncode = popen.poll()
     if returncode is None:
         logger.warning(
             "the exit status of child process %d was read by somebody else: reporting %d", popen.pid, LOST_STATUS

@@ -121,21 +121,27 @@ bool safe_handles_are_plain(speedups_state *state) {
 
 /* -- making them ------------------------------------------------------------------ */
 
-static void fill(speedups_state *state, loop_object *loop, PyObject *handle, PyObject *callback, PyObject *args,
-                 PyObject *context) {
+/* What is the same in each Handle that has not been touched: a spare one keeps it. */
+static void fill(speedups_state *state, loop_object *loop, PyObject *handle) {
   handle_slots *slot = &state->slot;
 
-  SLOT(handle, slot->context) = context;
   SLOT(handle, slot->loop) = Py_NewRef(loop);
-  SLOT(handle, slot->callback) = Py_NewRef(callback);
-  SLOT(handle, slot->args) = args;
   SLOT(handle, slot->cancelled) = Py_NewRef(Py_False);
   SLOT(handle, slot->repr) = Py_NewRef(Py_None);
   SLOT(handle, slot->source_traceback) = Py_NewRef(Py_None);
 }
 
+static bool is_untouched(speedups_state *state, loop_object *loop, PyObject *handle, bool timer) {
+  handle_slots *slot = &state->slot;
+
+  return SLOT(handle, slot->loop) == (PyObject *)loop && SLOT(handle, slot->cancelled) == Py_False &&
+         SLOT(handle, slot->repr) == Py_None && SLOT(handle, slot->source_traceback) == Py_None &&
+         (!timer || SLOT(handle, slot->scheduled) == Py_False);
+}
+
 static PyObject *make(loop_object *loop, PyTypeObject *type, PyObject *callback, PyObject *args,
                       PyObject *context) {
+  handle_slots *slot = &loop->state->slot;
   PyObject *handle;
 
   context = context == NULL ? PyContext_CopyCurrent() : Py_NewRef(context);
@@ -147,14 +153,16 @@ static PyObject *make(loop_object *loop, PyTypeObject *type, PyObject *callback,
     handle = loop->spare[--loop->spare_count];
   else if (loop->spare_timer_count > 0 && type == loop->state->fast_timer_type)
     handle = loop->spare_timer[--loop->spare_timer_count];
-  else
-    handle = type->tp_alloc(type, 0);
+  else if ((handle = type->tp_alloc(type, 0)) != NULL)
+    fill(loop->state, loop, handle);
   if (handle == NULL) {
     Py_DECREF(args);
     Py_DECREF(context);
     return NULL;
   }
-  fill(loop->state, loop, handle, callback, args, context);
+  SLOT(handle, slot->context) = context;
+  SLOT(handle, slot->callback) = Py_NewRef(callback);
+  SLOT(handle, slot->args) = args;
   return handle;
 }
 
@@ -169,7 +177,8 @@ PyObject *timer_make(loop_object *loop, PyObject *when, PyObject *callback, PyOb
   if (timer == NULL)
     return NULL;
   SLOT(timer, state->slot.when) = Py_NewRef(when);
-  SLOT(timer, state->slot.scheduled) = Py_NewRef(Py_False);
+  if (SLOT(timer, state->slot.scheduled) == NULL) /* not a spare one */
+    SLOT(timer, state->slot.scheduled) = Py_NewRef(Py_False);
   return timer;
 }
 
@@ -200,23 +209,18 @@ void handle_done(loop_object *loop, PyObject *handle) {
   int *count = timer ? &loop->spare_timer_count : &loop->spare_count;
 
   if (Py_REFCNT(handle) != 1 || *count == SPARE_HANDLES || !(timer || Py_IS_TYPE(handle, state->handle_type)) ||
-      !handles_are_plain(state) || *PyObject_GET_WEAKREFS_LISTPTR(handle) != NULL) {
+      !handles_are_plain(state) || *PyObject_GET_WEAKREFS_LISTPTR(handle) != NULL ||
+      !is_untouched(state, loop, handle, timer)) {
     Py_DECREF(handle);
     return;
   }
-  if (timer) {
+  if (timer)
     Py_CLEAR(SLOT(handle, slot->when));
-    Py_CLEAR(SLOT(handle, slot->scheduled));
-  }
   Py_CLEAR(SLOT(handle, slot->context));
   Py_CLEAR(SLOT(handle, slot->callback));
   Py_CLEAR(SLOT(handle, slot->args));
-  Py_CLEAR(SLOT(handle, slot->loop));
-  Py_CLEAR(SLOT(handle, slot->cancelled));
-  Py_CLEAR(SLOT(handle, slot->repr));
-  Py_CLEAR(SLOT(handle, slot->source_traceback));
   /* What was just released may have run Python code, which may have asked gc for all objects, or scheduled. */
-  if (Py_REFCNT(handle) != 1 || *count == SPARE_HANDLES) {
+  if (Py_REFCNT(handle) != 1 || *count == SPARE_HANDLES || !is_untouched(state, loop, handle, timer)) {
     Py_DECREF(handle);
     return;
   }

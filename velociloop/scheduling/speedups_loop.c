@@ -71,15 +71,22 @@ bool loop_is_plain(loop_object *loop) {
   return true;
 }
 
-int loop_has_own(loop_object *loop, PyObject *name) {
+/* 1 if the instance itself has an attribute of one of these names, 0, or -1. */
+static int has_own_of(loop_object *loop, PyObject *name, PyObject *other) {
   PyObject *names = PyObject_GenericGetDict((PyObject *)loop, NULL);
   int found;
 
   if (names == NULL)
     return -1;
   found = PyDict_Contains(names, name);
+  if (found == 0 && other != NULL)
+    found = PyDict_Contains(names, other);
   Py_DECREF(names);
   return found;
+}
+
+int loop_has_own(loop_object *loop, PyObject *name) {
+  return has_own_of(loop, name, NULL);
 }
 
 PyObject *loop_delegate(loop_object *loop, PyObject *name, PyObject *const *args, Py_ssize_t nargs,
@@ -180,27 +187,19 @@ static PyObject *loop_call_soon(PyObject *self, PyObject *const *args, Py_ssize_
   return soon(loop, args[0], tuple_of(args + 1, nargs - 1), context);
 }
 
-/* 1 if what asyncio's call_soon_threadsafe() calls is of this instance, 0, or -1. */
-static int wakes_otherwise(loop_object *loop) {
-  int own = loop_has_own(loop, loop->state->str__write_to_self);
-
-  return own != 0 ? own : loop_has_own(loop, loop->state->str__call_soon);
-}
-
 /* From any thread, and from signal handlers and finalizers (H11): the GIL guards the queue, and the shim the core.  Many
  * wake-ups before the next poll are one: libuv writes to its descriptor only if it is not pending. */
 static PyObject *loop_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames) {
   loop_object *loop = (loop_object *)self;
   PyObject *context, *handle, *arguments;
-  int otherwise;
+  int own;
 
   if (nargs < 1 || loop->closed != Py_False || !loop_is_plain(loop) || !safe_handles_are_plain(loop->state) ||
       !takes_context(loop->state, args, nargs, kwnames, &context))
     return loop_delegate(loop, loop->state->str_call_soon_threadsafe, args, nargs, kwnames);
-  otherwise = wakes_otherwise(loop);
-  if (otherwise != 0)
-    return otherwise < 0 ? NULL
-                         : loop_delegate(loop, loop->state->str_call_soon_threadsafe, args, nargs, kwnames);
+  own = has_own_of(loop, loop->state->str__write_to_self, loop->state->str__call_soon);
+  if (own != 0)
+    return own < 0 ? NULL : loop_delegate(loop, loop->state->str_call_soon_threadsafe, args, nargs, kwnames);
   arguments = tuple_of(args + 1, nargs - 1);
   handle = arguments == NULL ? NULL : safe_handle_make(loop, args[0], arguments, context);
   if (handle != NULL && ready_append(loop->state, loop->ready, handle) < 0)
@@ -249,9 +248,7 @@ static PyObject *loop_call_later(PyObject *self, PyObject *const *args, Py_ssize
   if (nargs < 2 || !(PyFloat_CheckExact(args[0]) || PyLong_CheckExact(args[0])) || loop->closed != Py_False ||
       !loop_is_plain(loop) || !timers_are_plain(state) || !takes_context(state, args, nargs, kwnames, &context))
     return loop_delegate(loop, state->str_call_later, args, nargs, kwnames);
-  own = loop_has_own(loop, state->str_time);
-  if (own == 0)
-    own = loop_has_own(loop, state->str_call_at);
+  own = has_own_of(loop, state->str_time, state->str_call_at);
   if (own != 0)
     return own < 0 ? NULL : loop_delegate(loop, state->str_call_later, args, nargs, kwnames);
   now = clock_now(state);

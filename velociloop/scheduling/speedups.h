@@ -33,8 +33,10 @@
   X(before_wait) X(call_at) X(call_later) X(call_soon) X(context) X(monotonic) X(on_abandon)          \
   X(on_callback_end) X(on_polled) X(run_forever) X(select) X(time) X(_call_soon) X(get_debug)         \
   X(_timer_handle_cancelled) X(_run_once) X(_check_closed) X(enter_anew) X(on_read) X(data_received)    \
-  X(call_soon_threadsafe) X(_write_to_self) X(acquire) X(release) X(cancel) X(_read_in_python) X(_dispatch_other) X(_data_received_failed) X(_after_try_write)                  \
-  X(_write_in_python) X(_callback_end_in_python)
+  X(call_soon_threadsafe) X(_write_to_self) X(acquire) X(release) X(cancel) X(_read_in_python)        \
+  X(_dispatch_other) X(_data_received_failed) X(_after_try_write) X(_write_in_python)                 \
+  X(_callback_end_in_python) X(get_buffer) X(buffer_updated) X(_receive_failed) X(_fill_in_python)    \
+  X(_buffer_failed) X(_buffer_updated_failed) X(_interrupted) X(_deliver_rest)
 
 /* Slots of StreamTransport, without the leading underscore. */
 #define STREAM_SLOTS(X)                                                                               \
@@ -235,7 +237,7 @@ int scope_suspend(scope_object *scope);
 /* Ends it in a finally, so to speak, after what has returned this result: a failure there has raised already. */
 int scope_end_finally(scope_object *scope, int result);
 
-/* -- streams (speedups_stream.c) ------------------------------------------------------------- */
+/* -- streams (speedups_stream.c, speedups_receive.c) ------------------------------------------------------------- */
 
 /* register_stream(type, ...): takes the class of stream transports. */
 int stream_learn(PyObject *module, PyObject *type, PyObject *values);

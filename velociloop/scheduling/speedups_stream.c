@@ -1,5 +1,5 @@
-/* speedups_stream.c: the hot path of the stream transport: StreamTransport.on_read(), SendingSide.write() and what a
- * corked transport does when a callback ends, whose Python twins and reasons are in transports/{stream,sending}.py.
+/* speedups_stream.c: the hot path of the stream transport's sending side: SendingSide.write() and what a corked transport
+ * does when a callback ends, whose Python twins and reasons are in transports/sending.py.
  *
  * The transport's state stays in the slots of the Python class, the one home of each fact: C reads and sets them at
  * the offsets that the class's member descriptors tell.  Everything but the plain case goes to the Python code, which
@@ -33,27 +33,6 @@ int stream_learn(PyObject *module, PyObject *type, PyObject *values) {
   return 0;
 }
 
-/* Whether the object is a StreamTransport whose on_read() is the one we know (H3). */
-static bool is_plain(speedups_state *state, PyObject *owner) {
-  PyTypeObject *type = Py_TYPE(owner);
-  PyObject *found, **names;
-
-  if (type != state->stream_type)
-    return false;
-  if (type->tp_version_tag == 0 || type->tp_version_tag != state->stream_version) {
-    found = PyObject_GetAttr((PyObject *)type, state->str_on_read);
-    if (found == NULL)
-      PyErr_Clear();
-    Py_XDECREF(found);
-    if (found != state->stream_on_read)
-      return false;
-    state->stream_version = type->tp_version_tag;
-  }
-  names = _PyObject_GetDictPtr(owner);
-  return names == NULL || *names == NULL || PyDict_GET_SIZE(*names) == 0 ||
-         PyDict_Contains(*names, state->str_on_read) == 0;
-}
-
 /* Whether a slot holds an int of a C long; its value. */
 static bool number(PyObject *object, Py_ssize_t offset, long *value) {
   PyObject *found = SLOT(object, offset);
@@ -72,60 +51,6 @@ static int set_number(PyObject *object, Py_ssize_t offset, long long value) {
     return -1;
   Py_XSETREF(SLOT(object, offset), made);
   return 0;
-}
-
-/* -- reading ------------------------------------------------------------------------ */
-
-/* What data_received() has raised, to the exception handler, as in an except block. */
-static int receiver_failed(speedups_state *state, PyObject *owner, PyObject *context) {
-  PyObject *exception, *before, *result;
-
-  if (speedups_must_rise())
-    return -1;
-  exception = speedups_take_exception();
-  before = PyErr_GetHandledException();
-  PyErr_SetHandledException(exception);
-  result = PyObject_CallMethodObjArgs(owner, state->str__data_received_failed, exception, context, NULL);
-  PyErr_SetHandledException(before);
-  Py_XDECREF(before);
-  Py_DECREF(exception);
-  Py_XDECREF(result);
-  return result == NULL ? -1 : 0;
-}
-
-int stream_read(speedups_state *state, vl_core *core, PyObject *owner, const vl_record *record) {
-  stream_slots *slot = &state->stream_slot;
-  PyObject *context, *protocol, *data, *result = NULL;
-  const char *slab;
-  int failed;
-
-  if (record->result <= 0 || state->stream_type == NULL || !is_plain(state, owner) ||
-      SLOT(owner, slot->reading) != state->reading_active || SLOT(owner, slot->buffered) != Py_False ||
-      SLOT(owner, slot->held) != Py_None)
-    return 1;
-  context = SLOT(owner, slot->read_context);
-  protocol = SLOT(owner, slot->protocol);
-  if (context == NULL || !PyContext_CheckExact(context) || protocol == NULL)
-    return 1;
-  slab = state->uv->slab_segment(core, record->segment);
-  data = PyBytes_FromStringAndSize(slab + record->aux, (Py_ssize_t)record->result);
-  if (data == NULL)
-    return -1;
-  Py_INCREF(context);
-  Py_INCREF(protocol);
-  if (PyContext_Enter(context) == 0) {
-    PyObject *stack[2] = {protocol, data};
-
-    result = PyObject_VectorcallMethod(state->str_data_received, stack, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-    if (PyContext_Exit(context) < 0)
-      Py_CLEAR(result);
-  }
-  Py_DECREF(protocol);
-  Py_DECREF(data);
-  failed = result == NULL ? receiver_failed(state, owner, context) : 0;
-  Py_DECREF(context);
-  Py_XDECREF(result);
-  return failed;
 }
 
 /* -- writing ------------------------------------------------------------------------ */

@@ -108,11 +108,33 @@ class StreamTransport(SendingSide):
             return
         if self._phase is not _OPEN:
             return
+        if not result:
+            self._receive()
+            return
         if self._reading is not _ACTIVE or self._held:
             self._hold(slab[offset : offset + result] if result > 0 else result)
             return
         item = memoryview(slab)[offset : offset + result] if result > 0 else result
         self._read_context.run(self._deliver, item)  # type: ignore[union-attr]
+
+    def _receive(self) -> None:
+        """Read what libuv has announced, now that it is to be delivered."""
+        if self._reading is not _ACTIVE or self._held:
+            return  # it stays where it is, and is announced again
+        context: contextvars.Context = self._read_context  # type: ignore[assignment]  # by _begin_reading()
+        if self._buffered:
+            context.run(self._fill_buffer, None)
+            return
+        data = self._core.receive(self._key)
+        if type(data) is int:
+            context.run(self._receive_failed, data)
+        else:
+            context.run(self._deliver_bytes, data)
+
+    def _receive_failed(self, code: int) -> None:
+        if code in (errors.EAGAIN, errors.STALE):
+            return  # somebody else has read it; or the handle is lost (H6), which another record says
+        self._deliver(errors.raise_if_refused(code))
 
     def _data_received_failed(self, exc: BaseException, context: contextvars.Context) -> None:
         # A nested turn may have closed the transport, and taken its own context: it is the one of the call.
@@ -121,6 +143,11 @@ class StreamTransport(SendingSide):
     def _deliver_item(self, item: bytes | int) -> None:
         view = memoryview(item) if isinstance(item, bytes) else item
         self._read_context.run(self._deliver, view)  # type: ignore[union-attr]  # by _begin_reading()
+
+    def _deliver_rest(self, rest: bytes) -> None:
+        """Go on where the accelerator has filled a buffer that had no room for more."""
+        if self._phase is _OPEN:
+            self._deliver_item(rest)
 
     def _deliver(self, item: memoryview | int) -> None:
         """Hand over what was received: bytes, or the code of an error or of the end."""
@@ -143,48 +170,94 @@ class StreamTransport(SendingSide):
                 except BaseException:
                     # KeyboardInterrupt, SystemExit.  How much of it was taken nobody can say but
                     # the buffer's size; what did not fit into it is certainly unread.
-                    self._hold_rest(item[self._filled_bytes :])
-                    self._deliver_held_soon()
+                    self._interrupted(item[self._filled_bytes :])
                     raise
             else:
                 size = len(item)
-                try:
-                    self._protocol.data_received(bytes(item))
-                except (SystemExit, KeyboardInterrupt):
-                    raise
-                except BaseException as exc:
-                    self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+                self._deliver_bytes(bytes(item))
             item = item[size:]
 
-    def _hold_rest(self, rest: memoryview) -> None:
+    def _deliver_bytes(self, data: bytes) -> None:
+        try:
+            self._protocol.data_received(data)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+
+    def _interrupted(self, rest: memoryview | bytes) -> None:
+        self._hold_rest(rest)
+        self._deliver_held_soon()
+
+    def _hold_rest(self, rest: memoryview | bytes) -> None:
         if self._held is None:
             self._held = deque()
         if rest:
             self._held.appendleft(bytes(rest))
 
-    def _fill_buffer(self, data: memoryview) -> int:
+    def _fill_buffer(self, data: memoryview | None) -> int:
+        """Give the protocol ``data``, or else what there is to receive; returns how much of ``data`` is done with."""
         self._filled_bytes = 0
         try:
             buffer = self._protocol.get_buffer(-1)
-            room = len(buffer)
-            if not room:
-                raise RuntimeError("get_buffer() returned an empty buffer")
-            with memoryview(buffer) as view, view.cast("B") as target:
-                size = min(target.nbytes, data.nbytes)
-                target[:size] = data[:size]
-            self._filled_bytes = size
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
-            self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
-            return data.nbytes
+            self._buffer_failed(exc)
+            return 0 if data is None else data.nbytes
+        return self._fill(buffer, data)
+
+    def _buffer_failed(self, exc: BaseException) -> None:
+        self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
+
+    def _fill(self, buffer: Any, data: memoryview | None) -> int:
+        self._filled_bytes = 0
+        try:
+            if not len(buffer):
+                raise RuntimeError("get_buffer() returned an empty buffer")
+            with memoryview(buffer) as view, view.cast("B") as target:
+                if target.readonly:
+                    raise TypeError("get_buffer() returned read-only memory")
+                if data is None:
+                    size = self._core.receive_into(self._key, target)
+                else:
+                    size = min(target.nbytes, data.nbytes)
+                    target[:size] = data[:size]
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._buffer_failed(exc)
+            return 0 if data is None else data.nbytes
+        if size < 0:
+            self._receive_failed(size)
+            return 0
+        self._filled_bytes = size
+        self._tell_buffer_updated(size)
+        return size
+
+    def _fill_in_python(self, buffer: Any, data: bytes | None) -> None:
+        """Go on where the accelerator has found that what ``get_buffer()`` returned is no plain buffer."""
+        if data is None:
+            self._fill(buffer, None)
+            return
+        rest = memoryview(data)
+        try:
+            size = self._fill(buffer, rest)
+        except BaseException:
+            self._interrupted(rest[self._filled_bytes :])  # as in _deliver()
+            raise
+        self._deliver(rest[size:])
+
+    def _tell_buffer_updated(self, size: int) -> None:
         try:
             self._protocol.buffer_updated(size)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
-            self._fatal_error(exc, "Fatal error: protocol.buffer_updated() call failed.")
-        return size
+            self._buffer_updated_failed(exc)
+
+    def _buffer_updated_failed(self, exc: BaseException) -> None:
+        self._fatal_error(exc, "Fatal error: protocol.buffer_updated() call failed.")
 
     def _deliver_eof(self) -> None:
         if self._loop.get_debug():

@@ -35,6 +35,9 @@ RECEIVE: int = lib.VL_RECEIVE
 ERR_FOREIGN: int = lib.VL_ERR_FOREIGN
 STREAM_TRY_WRITE: Callable[[Any, int, bytes, int], int] = lib.vl_stream_try_write
 
+# What asyncio reads from a stream at once.
+RECEIVE_BYTES = 256 * 1024
+
 # libuv reports whole requests, while asyncio's low-water mark counts unsent bytes: so queued data
 # goes to libuv in requests of at most this size, ...
 WRITE_REQUEST_BYTES = 256 * 1024
@@ -79,6 +82,7 @@ class Core:
         self.send: Callable[[Any, int, bytes, int], int] = STREAM_TRY_WRITE
         #: vl_udp_try_send itself: (pointer, key, bytes, size, receiver's struct sockaddr, its size) -> size or code.
         self.send_datagram: Callable[[Any, int, bytes, int, bytes, int], int] = lib.vl_udp_try_send
+        self._received: Any = None  # where receive() reads to, made when needed
         self.ring = Ring(self.pointer)
         self.registry = Registry()
         self.closed = False
@@ -168,6 +172,21 @@ class Core:
     def stop_reading(self, key: int) -> int:
         """No more READ records from the next poll on.  Returns 0 or an error code."""
         return _raise_unless_foreign(lib.vl_stream_read_stop(self.pointer, key))
+
+    def receive(self, key: int) -> bytes | int:
+        """Read once from a stream that has announced much (a READ record without bytes).
+
+        Returns bytes, or an error code: EOF, EAGAIN if there is nothing.
+        """
+        if self._received is None:
+            self._received = ffi.new("char[]", RECEIVE_BYTES)
+        size = int(lib.vl_stream_receive(self.pointer, key, self._received, RECEIVE_BYTES))
+        return bytes(ffi.buffer(self._received, size)) if size > 0 else size
+
+    def receive_into(self, key: int, target: memoryview) -> int:
+        """The same into writable memory; returns the number of bytes, or an error code."""
+        with ffi.from_buffer(target) as view:
+            return int(lib.vl_stream_receive(self.pointer, key, view, len(view)))
 
     def try_write(self, key: int, data: bytes | bytearray | memoryview) -> int:
         """Send what the kernel takes now; returns the number of bytes, or an error code."""

@@ -18,6 +18,7 @@ __all__ = [
     "EOF",
     "NEVER_AGAIN",
     "OUT_OF_RESOURCES",
+    "STALE",
     "check",
     "exception_for",
     "raise_if_refused",
@@ -27,6 +28,8 @@ _NAME_BYTES = 64
 
 # UV_EOF has a value of its own on every platform.
 EOF: int = lib.VL_EOF
+#: The shim's own: the handle was closed.
+STALE: int = lib.VL_ERR_STALE
 
 _OWN_ERRORS = {
     lib.VL_ERR_CLOSED: "Event loop is closed",

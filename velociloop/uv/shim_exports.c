@@ -12,6 +12,7 @@ static const vl_exports exported = {
     .slab_segment = vl_slab_segment,
     .stream_try_write = vl_stream_try_write,
     .core_wake = vl_core_wake,
+    .stream_receive = vl_stream_receive,
     .now = uv_hrtime,
 };
 

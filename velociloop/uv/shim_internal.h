@@ -61,6 +61,7 @@ struct vl_handle {
   int stream_kind;          /* VL_STREAM_...: its own, or that of accepted ones */
   int batch;                /* listener: accepts a poll */
   int events;               /* poll: VL_READABLE, ..., that are watched */
+  uint32_t last_read;       /* stream: bytes of the last read (see shim_stream.c) */
   bool late_used;
   union {
     uv_handle_t any;
@@ -243,8 +244,9 @@ int os_close(int fd);
 /* A connection, non-blocking and close-on-exec, or an error. */
 int os_accept(int listener, void *address, size_t room, size_t *size);
 int os_shutdown_write(int fd);
-/* read(2): bytes, 0: the end, UV_EAGAIN: nothing now, or an error. */
+/* read(2): bytes, 0: the end, UV_EAGAIN: nothing now, or an error.  Of a socket only where os_reads_sockets(). */
 int64_t os_read(int fd, char *out, size_t room);
+bool os_reads_sockets(void);
 /* write(2): bytes, 0: none now, or an error. */
 int64_t os_write(int fd, const char *data, size_t size);
 /* getsockname(2); returns the length. */

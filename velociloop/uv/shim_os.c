@@ -40,6 +40,10 @@ int64_t os_read(int fd, char *out, size_t room) {
   return UV_ENOTSUP; /* its descriptors are no files */
 }
 
+bool os_reads_sockets(void) {
+  return false;
+}
+
 int64_t os_write(int fd, const char *data, size_t size) {
   (void)fd;
   (void)data;
@@ -273,6 +277,10 @@ int64_t os_read(int fd, char *out, size_t room) {
   ssize_t size = read(fd, out, room);
 
   return size >= 0 ? size : is_not_now() ? UV_EAGAIN : failure();
+}
+
+bool os_reads_sockets(void) {
+  return true;
 }
 
 int64_t os_write(int fd, const char *data, size_t size) {

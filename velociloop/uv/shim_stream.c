@@ -3,12 +3,18 @@
 
 /* -- reading ------------------------------------------------------------------- */
 
+/* A stream that sends much is read when its record is dispatched, into memory that the consumer has ready: in between,
+ * what the other streams sent would drive its bytes out of the processor's cache, and they would be copied once more.
+ * Such a stream is one whose last read brought at least this much. */
+#define MUCH_BYTES 8192u
+
 /* H4: libuv reads a stream up to 32 times while its buffer comes back full, so one
  * sender could fill the slab.  One grant a poll; the second request gets a buffer of
  * length 0, for which uv_alloc_cb's contract is UV_ENOBUFS in the read callback. */
 static void on_alloc(uv_handle_t *uv, size_t suggested, uv_buf_t *buf) {
   vl_handle *handle = uv->data;
   vl_core *core = handle->core;
+  vl_record much = {handle->key, VL_OP_READ, 0, 0, handle->last_read};
   size_t grant = slab_grant(core);
   size_t room = 0;
 
@@ -17,6 +23,13 @@ static void on_alloc(uv_handle_t *uv, size_t suggested, uv_buf_t *buf) {
   buf->len = 0;
   if (handle->granted_in == core->serial || core->late_first != NULL || ring_reserve(core) != 0)
     return;
+  if (handle->last_read >= MUCH_BYTES && os_reads_sockets()) {
+    /* No buffer: on_read() gets UV_ENOBUFS. */
+    handle->granted_in = core->serial;
+    if (ring_push(core, &much) != 0)
+      abort(); /* reserved above */
+    return;
+  }
   buf->base = slab_offer(core, grant, &room);
   if (buf->base == NULL)
     return;
@@ -37,6 +50,7 @@ static void on_read(uv_stream_t *stream, ssize_t nread, const uv_buf_t *buf) {
     handle_report(handle, VL_OP_READ, nread);
     return;
   }
+  handle->last_read = (uint32_t)nread;
   slab_commit(handle->core, (size_t)nread, &record.segment, &record.aux);
   /* on_alloc() reserved the place, so this cannot fail. */
   if (ring_push(handle->core, &record) != 0)
@@ -123,6 +137,28 @@ int vl_stream_read_stop(vl_core *core, int64_t key) {
   err = handle == NULL ? VL_ERR_STALE : uv_read_stop(&handle->uv.stream);
   core_leave(core);
   return err;
+}
+
+int64_t vl_stream_receive(vl_core *core, int64_t key, char *out, size_t room) {
+  vl_handle *handle;
+  uv_os_fd_t fd;
+  int64_t size = core_enter(core);
+
+  if (size != 0)
+    return size;
+  handle = handle_find(core, key, VL_KIND_STREAM);
+  size = handle == NULL ? VL_ERR_STALE : uv_fileno(&handle->uv.any, &fd);
+  if (size == 0) {
+    size = os_read((int)(intptr_t)fd, out, room);
+    if (size == 0)
+      size = VL_EOF;
+    /* "uv_read_stop() will always succeed". */
+    if (size < 0 && size != UV_EAGAIN)
+      (void)uv_read_stop(&handle->uv.stream);
+    handle->last_read = size < 0 ? 0 : (uint32_t)size;
+  }
+  core_leave(core);
+  return size;
 }
 
 static int64_t try_write(vl_core *core, int64_t key, uv_buf_t bufs[], unsigned int count) {

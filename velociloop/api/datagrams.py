@@ -41,7 +41,7 @@ def make_datagram_transport(
     fd, user_sock = take_descriptor(loop, sock)
     key = loop._core.open_udp(fd)
     try:
-        return DatagramTransport(loop, loop._core, key, info, protocol, address, waiter, extra, user_sock)
+        return DatagramTransport(loop, loop._core, loop._scope, key, info, protocol, address, waiter, extra, user_sock)
     except BaseException:
         loop._core.close_handle(key)
         raise

@@ -177,6 +177,11 @@ class Dispatcher(DispatcherBase):
         self._ring.grow_slab(number)
         owner.on_read(result, self._ring.slabs[number], aux)
 
+    def _datagram_in_python(self, owner: Owner, number: int, result: int, aux: int) -> None:
+        """The same for a datagram."""
+        self._ring.grow_slab(number)
+        owner.on_datagram(result, self._ring.slabs[number], aux)
+
     def owners_of_pending(self) -> list[Owner | None]:
         """Return the owner of each record that nobody has consumed, in order."""
         words = self._ring.words

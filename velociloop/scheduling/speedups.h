@@ -36,13 +36,20 @@
   X(call_soon_threadsafe) X(_write_to_self) X(acquire) X(release) X(cancel) X(_read_in_python)        \
   X(_dispatch_other) X(_data_received_failed) X(_after_try_write) X(_write_in_python)                 \
   X(_callback_end_in_python) X(get_buffer) X(buffer_updated) X(_receive_failed) X(_fill_in_python)    \
-  X(_buffer_failed) X(_buffer_updated_failed) X(_interrupted) X(_deliver_rest)
+  X(_buffer_failed) X(_buffer_updated_failed) X(_interrupted) X(_deliver_rest) X(on_datagram)         \
+  X(datagram_received) X(_datagram_in_python) X(_report_callback) X(_sendto_in_python)                \
+  X(_send_failed)
 
 /* Slots of StreamTransport, without the leading underscore. */
 #define STREAM_SLOTS(X)                                                                               \
   X(reading) X(buffered) X(held) X(read_context) X(protocol) X(scope) X(pointer) X(key) X(sending)    \
   X(empty_waiter) X(send) X(conn_lost) X(unsent_bytes) X(corked) X(corked_bytes) X(callback_writes)   \
   X(calm_callbacks) X(cork) X(wrote_in) X(high_water)
+
+/* Slots of DatagramTransport, likewise. */
+#define DATAGRAM_SLOTS(X)                                                                             \
+  X(phase) X(reading) X(held) X(read_context) X(protocol) X(scope) X(pointer) X(key) X(send)          \
+  X(address) X(connected) X(buffer) X(receivers)
 
 /* What must be as it was found for the loop's C methods to serve a loop: looked up on its type, and on
  * asyncio's BaseEventLoop, which a patch may have been applied to. */
@@ -59,6 +66,20 @@ typedef struct {
   STREAM_SLOTS(X)
 #undef X
 } stream_slots;
+
+typedef struct {
+#define X(name) Py_ssize_t name;
+  DATAGRAM_SLOTS(X)
+#undef X
+} datagram_slots;
+
+/* A class of transports that C serves (speedups_module.c). */
+typedef struct {
+  PyTypeObject *type;           /* NULL until it is registered */
+  PyObject *method_name;        /* borrowed: a name of the state's */
+  PyObject *method;             /* what the dispatcher would call, as it was found */
+  unsigned int version;         /* of the type, when that was last seen to be so */
+} served_class;
 
 typedef struct {
   const vl_exports *uv;         /* NULL until configure() */
@@ -93,13 +114,20 @@ typedef struct {
   double longest_wait;          /* and MAXIMUM_SELECT_TIMEOUT, in seconds */
 
   /* From register_stream() on; NULL before. */
-  PyTypeObject *stream_type;    /* velociloop.transports.stream.StreamTransport */
+  served_class stream;          /* velociloop.transports.stream.StreamTransport */
   stream_slots stream_slot;
-  unsigned int stream_version;
-  PyObject *stream_on_read;     /* what it had */
   PyObject *reading_active, *sending_open, *cork_in, *cork_out;  /* members of the enums in transports/states.py */
   PyObject *send;               /* cffi's vl_stream_try_write */
   long calm_callbacks;
+
+  /* From register_datagram() on. */
+  served_class datagram;        /* velociloop.transports.datagram.DatagramTransport */
+  datagram_slots datagram_slot;
+  PyObject *phase_open;         /* and reading_active */
+  PyObject *datagram_reading;   /* Reading.ACTIVE */
+  PyObject *send_datagram;      /* cffi's vl_udp_try_send */
+  PyObject *decode_address;     /* sockaddr.decode_cached */
+  int64_t again;                /* the code for "no room now" */
 
 #define X(name) PyObject *str_##name;
   SPEEDUPS_NAMES(X)
@@ -165,6 +193,11 @@ bool speedups_must_rise(void);
 /* The state, by an object whose type is one of ours or derives from it. */
 speedups_state *speedups_state_by_type(PyTypeObject *type);
 
+/* Takes a class of transports; -1 with an exception. */
+int served_learn(served_class *served, PyObject *type, PyObject *method_name);
+/* Whether the object is one of this class whose method is the one that we know (H3). */
+bool served_is_plain(served_class *served, PyObject *owner);
+
 /* The offset of a type's slot; -1 with ImportError. */
 int speedups_slot_offset(PyTypeObject *type, const char *name, Py_ssize_t *offset);
 
@@ -215,6 +248,7 @@ extern PyType_Spec speedups_timer_spec;
 extern PyType_Spec speedups_scope_spec;
 extern PyType_Spec speedups_dispatcher_spec;
 extern PyType_Spec speedups_stream_spec;
+extern PyType_Spec speedups_datagram_spec;
 
 int loop_learn(speedups_state *state);
 /* Whether the methods of its type are ours or asyncio's, and it is not in debug mode (H3). */
@@ -243,5 +277,12 @@ int scope_end_finally(scope_object *scope, int result);
 int stream_learn(PyObject *module, PyObject *type, PyObject *values);
 /* Delivers a READ record: 0; 1 if its owner's Python code must; or -1. */
 int stream_read(speedups_state *state, vl_core *core, PyObject *owner, const vl_record *record);
+
+/* -- datagrams (speedups_datagram.c) --------------------------------------------------------- */
+
+/* register_datagram(type, ...): takes the class of datagram transports. */
+int datagram_learn(PyObject *module, PyObject *type, PyObject *values);
+/* The same of a DATAGRAM record. */
+int datagram_receive(speedups_state *state, vl_core *core, PyObject *owner, const vl_record *record);
 
 #endif

@@ -119,7 +119,8 @@ static int enter_anew(speedups_state *state, PyObject *owner) {
   return result == NULL ? -1 : 0;
 }
 
-static int dispatch_read(dispatcher_object *dispatcher, const vl_record *record, int64_t head, int64_t outer) {
+/* A READ or DATAGRAM record: what was received, for its owner. */
+static int dispatch_received(dispatcher_object *dispatcher, const vl_record *record, int64_t head, int64_t outer) {
   speedups_state *state = dispatcher->state;
   int64_t *words = state->uv->core_words(dispatcher->core);
   PyObject *key = PyLong_FromLongLong(record->owner);
@@ -139,9 +140,13 @@ static int dispatch_read(dispatcher_object *dispatcher, const vl_record *record,
   Py_INCREF(owner);
   result = outer != 0 ? enter_anew(state, owner) : 0;
   if (result == 0) {
-    result = stream_read(state, dispatcher->core, owner, record);
+    bool read = record->op == VL_OP_READ;
+
+    result = read ? stream_read(state, dispatcher->core, owner, record)
+                  : datagram_receive(state, dispatcher->core, owner, record);
     if (result > 0) /* not for us */
-      result = tell((PyObject *)dispatcher, state->str__read_in_python, owner, 3, numbers);
+      result = tell((PyObject *)dispatcher, read ? state->str__read_in_python : state->str__datagram_in_python, owner, 3,
+                    numbers);
     if (result < 0)
       result = report_defect(dispatcher, owner);
   }
@@ -177,8 +182,8 @@ static int drain(dispatcher_object *dispatcher) {
     vl_record record = uv->ring_segment(core, (int32_t)(head / VL_RING_SEGMENT_RECORDS))[head % VL_RING_SEGMENT_RECORDS];
 
     scope->serial++;
-    if (record.op == VL_OP_READ)
-      result = dispatch_read(dispatcher, &record, head, outer);
+    if (record.op == VL_OP_READ || record.op == VL_OP_DATAGRAM)
+      result = dispatch_received(dispatcher, &record, head, outer);
     else
       result = dispatch_other(dispatcher, &record, head, outer);
     if (result == 0 && PyList_GET_SIZE(scope->corked) > 0)

@@ -39,6 +39,38 @@ speedups_state *speedups_state_by_type(PyTypeObject *type) {
   return module == NULL ? NULL : PyModule_GetState(module);
 }
 
+int served_learn(served_class *served, PyObject *type, PyObject *method_name) {
+  PyObject *method = PyObject_GetAttr(type, method_name);
+
+  if (method == NULL)
+    return -1;
+  Py_XSETREF(served->method, method);
+  served->method_name = method_name;
+  served->version = 0;
+  Py_XSETREF(served->type, (PyTypeObject *)Py_NewRef(type));
+  return 0;
+}
+
+bool served_is_plain(served_class *served, PyObject *owner) {
+  PyTypeObject *type = Py_TYPE(owner);
+  PyObject *found, **names;
+
+  if (type != served->type)
+    return false;
+  if (type->tp_version_tag == 0 || type->tp_version_tag != served->version) {
+    found = PyObject_GetAttr((PyObject *)type, served->method_name);
+    if (found == NULL)
+      PyErr_Clear();
+    Py_XDECREF(found);
+    if (found != served->method)
+      return false;
+    served->version = type->tp_version_tag;
+  }
+  names = _PyObject_GetDictPtr(owner);
+  return names == NULL || *names == NULL || PyDict_GET_SIZE(*names) == 0 ||
+         PyDict_Contains(*names, served->method_name) == 0;
+}
+
 /* -- what Python tells it ------------------------------------------------------------ */
 
 PyDoc_STRVAR(configure_doc,
@@ -80,6 +112,15 @@ static PyObject *register_stream(PyObject *module, PyObject *args) {
   Py_RETURN_NONE;
 }
 
+static PyObject *register_datagram(PyObject *module, PyObject *args) {
+  PyObject *type, *values;
+
+  if (!PyArg_ParseTuple(args, "O!O!:register_datagram", &PyType_Type, &type, &PyTuple_Type, &values) ||
+      datagram_learn(module, type, values) < 0)
+    return NULL;
+  Py_RETURN_NONE;
+}
+
 static PyMethodDef module_methods[] = {
     {"configure", configure, METH_VARARGS, configure_doc},
     {"register_loop", speedups_register_loop, METH_O,
@@ -87,6 +128,10 @@ static PyMethodDef module_methods[] = {
     {"register_stream", register_stream, METH_VARARGS,
      "register_stream(type, (ACTIVE, OPEN, IN, OUT, vl_stream_try_write, CALM_CALLBACKS))\n\n"
      "Take the class of stream transports, the states that C must know, and the function that sends."},
+    {"register_datagram", register_datagram, METH_VARARGS,
+     "register_datagram(type, (OPEN, ACTIVE, vl_udp_try_send, decode, EAGAIN))\n\n"
+     "Take the class of datagram transports, the states that C must know, the function that sends, and the one that\n"
+     "knows the address in a struct sockaddr."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -171,7 +216,7 @@ static PyObject *add_type(PyObject *module, PyType_Spec *spec, PyObject *base) {
 }
 
 static int speedups_exec(PyObject *module) {
-  PyType_Spec *const bases[] = {&speedups_dispatcher_spec, &speedups_stream_spec};
+  PyType_Spec *const bases[] = {&speedups_dispatcher_spec, &speedups_stream_spec, &speedups_datagram_spec};
   size_t i;
   speedups_state *state = PyModule_GetState(module);
 
@@ -225,8 +270,14 @@ static int speedups_traverse(PyObject *module, visitproc visit, void *arg) {
   Py_VISIT(state->queue_type);
   Py_VISIT(state->time_names);
   Py_VISIT(state->base_loop);
-  Py_VISIT(state->stream_type);
-  Py_VISIT(state->stream_on_read);
+  Py_VISIT(state->stream.type);
+  Py_VISIT(state->stream.method);
+  Py_VISIT(state->datagram.type);
+  Py_VISIT(state->datagram.method);
+  Py_VISIT(state->phase_open);
+  Py_VISIT(state->datagram_reading);
+  Py_VISIT(state->send_datagram);
+  Py_VISIT(state->decode_address);
   Py_VISIT(state->reading_active);
   Py_VISIT(state->sending_open);
   Py_VISIT(state->cork_in);
@@ -269,8 +320,14 @@ static int speedups_clear(PyObject *module) {
   Py_CLEAR(state->queue_type);
   Py_CLEAR(state->time_names);
   Py_CLEAR(state->base_loop);
-  Py_CLEAR(state->stream_type);
-  Py_CLEAR(state->stream_on_read);
+  Py_CLEAR(state->stream.type);
+  Py_CLEAR(state->stream.method);
+  Py_CLEAR(state->datagram.type);
+  Py_CLEAR(state->datagram.method);
+  Py_CLEAR(state->phase_open);
+  Py_CLEAR(state->datagram_reading);
+  Py_CLEAR(state->send_datagram);
+  Py_CLEAR(state->decode_address);
   Py_CLEAR(state->reading_active);
   Py_CLEAR(state->sending_open);
   Py_CLEAR(state->cork_in);

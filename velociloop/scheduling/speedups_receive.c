@@ -7,27 +7,6 @@
 #define LEAST_ROOM_BYTES 122880
 #define MOST_ROOM_BYTES 122880
 
-/* Whether the object is a StreamTransport whose on_read() is the one we know (H3). */
-static bool is_plain(speedups_state *state, PyObject *owner) {
-  PyTypeObject *type = Py_TYPE(owner);
-  PyObject *found, **names;
-
-  if (type != state->stream_type)
-    return false;
-  if (type->tp_version_tag == 0 || type->tp_version_tag != state->stream_version) {
-    found = PyObject_GetAttr((PyObject *)type, state->str_on_read);
-    if (found == NULL)
-      PyErr_Clear();
-    Py_XDECREF(found);
-    if (found != state->stream_on_read)
-      return false;
-    state->stream_version = type->tp_version_tag;
-  }
-  names = _PyObject_GetDictPtr(owner);
-  return names == NULL || *names == NULL || PyDict_GET_SIZE(*names) == 0 ||
-         PyDict_Contains(*names, state->str_on_read) == 0;
-}
-
 /* owner.name(argument) in this context: a new reference, or NULL. */
 static PyObject *tell_in(PyObject *context, PyObject *owner, PyObject *name, PyObject *argument) {
   PyObject *stack[2] = {owner, argument};
@@ -247,7 +226,7 @@ int stream_read(speedups_state *state, vl_core *core, PyObject *owner, const vl_
   int64_t code = 0;
   int result;
 
-  if (record->result < 0 || state->stream_type == NULL || !is_plain(state, owner) ||
+  if (record->result < 0 || !served_is_plain(&state->stream, owner) ||
       SLOT(owner, slot->reading) != state->reading_active || SLOT(owner, slot->held) != Py_None)
     return 1;
   context = SLOT(owner, slot->read_context);

@@ -20,8 +20,7 @@ int stream_learn(PyObject *module, PyObject *type, PyObject *values) {
     return -1;
   STREAM_SLOTS(X)
 #undef X
-  Py_XSETREF(state->stream_on_read, PyObject_GetAttr(type, state->str_on_read));
-  if (state->stream_on_read == NULL)
+  if (served_learn(&state->stream, type, state->str_on_read) < 0)
     return -1;
   Py_XSETREF(state->reading_active, Py_NewRef(active));
   Py_XSETREF(state->sending_open, Py_NewRef(sending_open));
@@ -29,7 +28,6 @@ int stream_learn(PyObject *module, PyObject *type, PyObject *values) {
   Py_XSETREF(state->cork_out, Py_NewRef(cork_out));
   Py_XSETREF(state->send, Py_NewRef(send));
   state->calm_callbacks = calm;
-  Py_XSETREF(state->stream_type, (PyTypeObject *)Py_NewRef(type));
   return 0;
 }
 
@@ -122,7 +120,7 @@ static PyObject *stream_write(PyObject *self, PyTypeObject *defining_class, PyOb
     return NULL;
   slot = &state->stream_slot;
   if (nargs != 1 || kwnames != NULL || !PyBytes_CheckExact(args[0]) || PyBytes_GET_SIZE(args[0]) == 0 ||
-      state->stream_type == NULL || !PyObject_TypeCheck(self, state->stream_type) || !may_send(state, self, &scope) ||
+      state->stream.type == NULL || !PyObject_TypeCheck(self, state->stream.type) || !may_send(state, self, &scope) ||
       !scope->active || !number(self, slot->wrote_in, &wrote_in))
     goto in_python;
   if (SLOT(self, slot->cork) == state->cork_in) {
@@ -183,7 +181,7 @@ static PyObject *stream_on_callback_end(PyObject *self, PyTypeObject *defining_c
   if (state == NULL)
     return NULL;
   slot = &state->stream_slot;
-  if (nargs != 0 || kwnames != NULL || state->stream_type == NULL || !PyObject_TypeCheck(self, state->stream_type) ||
+  if (nargs != 0 || kwnames != NULL || state->stream.type == NULL || !PyObject_TypeCheck(self, state->stream.type) ||
       !may_send(state, self, &scope) || !number(self, slot->callback_writes, &writes) ||
       !number(self, slot->calm_callbacks, &calm) || !number(self, slot->corked_bytes, &bytes) ||
       !number(self, slot->high_water, &high) || (corked = SLOT(self, slot->corked)) == NULL ||

@@ -10,12 +10,15 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from .._accelerator import speedups
 from .._compat import DATAGRAM_HEADER_BYTES, SENDS_EMPTY_DATAGRAMS
 from ..uv import errors, ring, sockaddr
+from ..uv.core import SEND_DATAGRAM
 from .endpoint import SocketInfo, SocketTransport
 from .states import Phase, Reading
 
 if TYPE_CHECKING:
+    from ..scheduling.callbacks import CallbackScope
     from ..uv.core import Core
 
 __all__ = ["DatagramTransport"]
@@ -32,7 +35,29 @@ _CLOSED = Phase.CLOSED
 _ACTIVE = Reading.ACTIVE
 
 
-class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
+class PyDatagramBase:
+    """What the accelerator's ``DatagramBase`` does in C.
+
+    The subclass must provide ``_sendto_in_python()``.
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def _sendto_in_python(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None: ...
+
+    def _sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
+        """Do what ``sendto`` does."""
+        self._sendto_in_python(data, addr)
+
+
+DatagramBase = PyDatagramBase
+if speedups is not None and not TYPE_CHECKING:
+    DatagramBase = speedups.DatagramBase
+
+
+class DatagramTransport(DatagramBase, SocketTransport, asyncio.DatagramTransport):
     """An IPv4 or IPv6 datagram socket: libuv receives into the slab, datagrams go straight to the kernel.
 
     Made by the loop; see :class:`SocketTransport` for ``key`` and ``user_sock``.  ``address`` is the
@@ -44,12 +69,23 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
 
     _read_error = "Fatal read error on datagram transport"
 
-    __slots__ = ("_address", "_buffer", "_buffer_size", "_connected", "_family", "_queued", "_send")
+    __slots__ = (
+        "_address",
+        "_buffer",
+        "_buffer_size",
+        "_connected",
+        "_family",
+        "_queued",
+        "_receivers",
+        "_scope",
+        "_send",
+    )
 
     def __init__(
         self,
         loop: Any,
         core: "Core",
+        scope: "CallbackScope",
         key: int,
         info: SocketInfo,
         protocol: asyncio.BaseProtocol,
@@ -59,10 +95,12 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
         user_sock: socket.socket | None = None,
     ) -> None:
         super().__init__(loop, core, key, info, extra, None, user_sock)
+        self._scope = scope  # the accelerator knows the core by it
         self._send = core.send_datagram
         self._address = address
         self._connected = bool(extra["peername"])
         self._family = info.family
+        self._receivers = sockaddr.receivers(info.family)
         self._buffer: deque[tuple[bytes, bytes]] = deque()  # datagram, raw receiver
         self._buffer_size = 0
         self._queued = False
@@ -135,6 +173,11 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
         Errors of the socket go to ``protocol.error_received``; any other, such as that of an ``addr`` that is no
         address, goes to the exception handler and closes the transport, as in asyncio.
         """
+        # A Python function, as StreamTransport.write().
+        self._sendto(data, addr)
+
+    def _sendto_in_python(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
+        """See :meth:`sendto`."""
         if type(data) is not bytes and not isinstance(data, _BUFFER_TYPES):
             raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
         if not data and not SENDS_EMPTY_DATAGRAMS:
@@ -172,10 +215,17 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
             return b""
         if not isinstance(addr, tuple):
             return None
+        # An equal key may be of other types: 80.0 == 80.
+        plain = type(addr) is tuple and len(addr) == 2 and type(addr[0]) is str and type(addr[1]) is int
+        if plain and (known := self._receivers.get(addr)) is not None:
+            return known
         try:
-            return sockaddr.encode(self._family, *addr)
+            receiver = sockaddr.encode(self._family, *addr)
         except TypeError:  # not of this length, or with something unhashable in it
             return None
+        if plain and receiver is not None:
+            sockaddr.remember(self._receivers, addr, receiver)
+        return receiver
 
     def _send_now(self, data: bytes | bytearray | memoryview, addr: Any) -> int:
         """Send one datagram: EAGAIN if there is no room; raises what ``socket.sendto`` would."""
@@ -192,6 +242,13 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
         if status < 0 and status != _EAGAIN:
             raise errors.exception_for(status)
         return status
+
+    def _send_failed(self, status: int) -> None:
+        """Tell of what the accelerator's sending has ended with."""
+        exc = errors.exception_for(status)
+        if not isinstance(exc, OSError):
+            raise exc  # as in _sendto_in_python()
+        self._protocol.error_received(exc)
 
     def _send_by_socket(self, data: bytes | bytearray | memoryview, addr: Any) -> int:
         self._core.fileno(self._key)  # raises where the shim would refuse the call
@@ -292,3 +349,12 @@ class DatagramTransport(SocketTransport, asyncio.DatagramTransport):
         self._buffer_size = 0
         self._stop_reading()
         self._lose_connection_soon(exc)
+
+
+if speedups is None:
+    # Without a frame between.
+    DatagramTransport.sendto = DatagramTransport._sendto_in_python  # type: ignore[method-assign]
+else:
+    speedups.register_datagram(
+        DatagramTransport, (Phase.OPEN, Reading.ACTIVE, SEND_DATAGRAM, sockaddr.decode_cached, _EAGAIN)
+    )

@@ -33,6 +33,7 @@ READABLE: int = lib.VL_READABLE
 WRITABLE: int = lib.VL_WRITABLE
 RECEIVE: int = lib.VL_RECEIVE
 ERR_FOREIGN: int = lib.VL_ERR_FOREIGN
+SEND_DATAGRAM: Callable[[Any, int, bytes, int, bytes, int], int] = lib.vl_udp_try_send
 STREAM_TRY_WRITE: Callable[[Any, int, bytes, int], int] = lib.vl_stream_try_write
 
 # What asyncio reads from a stream at once.
@@ -81,7 +82,7 @@ class Core:
         #: vl_stream_try_write itself, for hot paths: (pointer, key, bytes, size in bytes) -> sent or code.
         self.send: Callable[[Any, int, bytes, int], int] = STREAM_TRY_WRITE
         #: vl_udp_try_send itself: (pointer, key, bytes, size, receiver's struct sockaddr, its size) -> size or code.
-        self.send_datagram: Callable[[Any, int, bytes, int, bytes, int], int] = lib.vl_udp_try_send
+        self.send_datagram: Callable[[Any, int, bytes, int, bytes, int], int] = SEND_DATAGRAM
         self._received: Any = None  # where receive() reads to, made when needed
         self.ring = Ring(self.pointer)
         self.registry = Registry()

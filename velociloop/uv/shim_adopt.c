@@ -8,7 +8,7 @@ static int init(vl_handle *handle, uv_handle_type type) {
   case UV_NAMED_PIPE:
     return uv_pipe_init(loop, &handle->uv.pipe, 0);
   case UV_UDP:
-    return uv_udp_init(loop, &handle->uv.udp);
+    return udp_init(handle);
   default:
     return uv_tcp_init(loop, &handle->uv.tcp);
   }

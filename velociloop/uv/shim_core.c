@@ -213,6 +213,7 @@ void vl_core_free(vl_core *core) {
     free(late->memory);
   }
   ring_free(core);
+  udp_free(core);
   handle_table_free(core);
   uv_mutex_destroy(&core->wake_lock);
   uv_mutex_destroy(&core->entry_lock);

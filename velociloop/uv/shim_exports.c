@@ -13,6 +13,7 @@ static const vl_exports exported = {
     .stream_try_write = vl_stream_try_write,
     .core_wake = vl_core_wake,
     .stream_receive = vl_stream_receive,
+    .udp_try_send = vl_udp_try_send,
     .now = uv_hrtime,
 };
 

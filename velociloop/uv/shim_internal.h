@@ -56,12 +56,15 @@ struct vl_handle {
   int64_t key;
   uint64_t granted_in;      /* the poll that gave this stream or UDP handle its grant (H4) */
   size_t received;          /* UDP: bytes of slab that it has taken in that poll */
+  uint32_t asked;           /* UDP: datagrams that the last recvmmsg() had room for */
+  uint32_t came;            /* UDP: and those that it has brought */
+  bool drained;             /* UDP: were those all that there were? */
   vl_late late;             /* for an end of stream or error found without room */
   vl_kind kind;
   int stream_kind;          /* VL_STREAM_...: its own, or that of accepted ones */
   int batch;                /* listener: accepts a poll */
   int events;               /* poll: VL_READABLE, ..., that are watched */
-  uint32_t last_read;       /* stream: bytes of the last read (see shim_stream.c) */
+  uint32_t last_read;       /* bytes of the last read of a stream (see shim_stream.c), or of the last datagram */
   bool late_used;
   union {
     uv_handle_t any;
@@ -126,6 +129,7 @@ struct vl_core {
   uv_mutex_t wake_lock;     /* wake against close */
   vl_ring ring;
   vl_slab slab;
+  char *datagrams;          /* where recvmmsg() puts them (shim_udp.c); NULL at first */
   vl_slot *slots;
   uint32_t slot_count;
   uint32_t free_slot;       /* index + 1; 0: none */
@@ -213,6 +217,11 @@ uv_buf_t request_buffer(const char *data, size_t size);
 
 /* Opens a stream on fd, which is closed on failure.  Returns its key. */
 int64_t stream_adopt(vl_core *core, int kind, int fd);
+
+/* -- datagrams (shim_udp.c) -------------------------------------------------------- */
+
+int udp_init(vl_handle *handle);
+void udp_free(vl_core *core);
 
 /* -- watching a descriptor (shim_poll.c) ------------------------------------------ */
 

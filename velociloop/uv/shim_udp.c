@@ -1,15 +1,50 @@
 /* shim_udp.c: datagrams over IPv4 and IPv6.
  *
- * Facts (H14): one buffer serves one recvmsg(), and a datagram is at most 65,535 bytes; with UV_UDP_RECVMMSG
- * uv__udp_recvmsg() never returns if that buffer has less than 64 KiB.  It calls back with 0 bytes and no
- * address when nothing is left, and with 0 bytes and an address for an empty datagram.
- * Choice: each datagram is offered 64 KiB of slab and takes what it needs; no UV_UDP_RECVMMSG. */
+ * Facts (H14): a datagram is at most 65,535 bytes.  One buffer serves one recvmsg(), or up to 20 datagrams of one
+ * recvmmsg() (UV_UDP_RECVMMSG), each of which lies 64 KiB behind the one before; with less than 64 KiB
+ * uv__udp_recvmsg() never returns then.  It calls back with 0 bytes and no address when nothing is left, and with
+ * 0 bytes and an address for an empty datagram.
+ * Choice: where libuv has recvmmsg(), it reads into a buffer that the core's sockets share, of which each datagram is
+ * copied into the slab; elsewhere each is offered 64 KiB of slab and takes what it needs. */
 #include "shim_internal.h"
 
 #define DATAGRAM_BYTES 65536u
+#define MOST_AT_ONCE 20u
 
 _Static_assert(VL_DATAGRAM_HEADER >= sizeof(int64_t) + sizeof(struct sockaddr_in6),
                "an address does not fit in front of its datagram");
+
+int udp_init(vl_handle *handle) {
+  handle->last_read = DATAGRAM_BYTES; /* the first is received alone */
+  return uv_udp_init_ex(&handle->core->loop, &handle->uv.udp, AF_UNSPEC | UV_UDP_RECVMMSG);
+}
+
+void udp_free(vl_core *core) {
+  if (core->datagrams != NULL)
+    os_pages_free(core->datagrams, MOST_AT_ONCE * DATAGRAM_BYTES);
+}
+
+/* Room for as many datagrams as will bring about a grant, if they are like the last one (H4). */
+static void offer_many(vl_handle *handle, size_t grant, uv_buf_t *buf) {
+  vl_core *core = handle->core;
+  size_t count = grant / (VL_DATAGRAM_HEADER + handle->last_read + 1u);
+
+  /* A batch that was not full has left nothing; to ask would be a system call.  Once: the error queue is asked for
+   * in the same way. */
+  if (handle->drained) {
+    handle->drained = false;
+    return;
+  }
+  if (core->datagrams == NULL)
+    core->datagrams = os_pages_new(MOST_AT_ONCE * DATAGRAM_BYTES);
+  if (core->datagrams == NULL)
+    return;
+  count = count < 1 ? 1 : count > MOST_AT_ONCE ? MOST_AT_ONCE : count;
+  handle->asked = (uint32_t)count;
+  handle->came = 0;
+  buf->base = core->datagrams;
+  buf->len = count * DATAGRAM_BYTES;
+}
 
 /* H4: libuv receives up to 32 datagrams an event.  A flooding peer gets what a stream gets, and at most
  * one datagram more: after that much no buffer, for which uv__udp_recvmsg() returns; the watcher
@@ -26,9 +61,14 @@ static void on_alloc(uv_handle_t *uv, size_t suggested, uv_buf_t *buf) {
   if (handle->granted_in != core->serial) {
     handle->granted_in = core->serial;
     handle->received = 0;
+    handle->drained = false;
   }
   if (handle->received >= slab_grant(core) || core->late_first != NULL || ring_reserve(core) != 0)
     return;
+  if (uv_udp_using_recvmmsg(&handle->uv.udp)) {
+    offer_many(handle, slab_grant(core), buf);
+    return;
+  }
   place = slab_offer(core, VL_DATAGRAM_HEADER + DATAGRAM_BYTES, &room);
   if (place == NULL)
     return;
@@ -52,6 +92,7 @@ static void on_receive(uv_udp_t *udp, ssize_t nread, const uv_buf_t *buf, const 
   vl_handle *handle = udp->data;
   vl_record record = {handle->key, VL_OP_DATAGRAM, 0, nread, 0};
   size_t size = VL_DATAGRAM_HEADER + (size_t)(nread < 0 ? 0 : nread);
+  size_t room = 0;
   int64_t length;
   char *place;
 
@@ -66,16 +107,30 @@ static void on_receive(uv_udp_t *udp, ssize_t nread, const uv_buf_t *buf, const 
     handle_report(handle, VL_OP_DATAGRAM, nread);
     return;
   }
+  if ((flags & UV_UDP_MMSG_FREE) != 0) {
+    handle->drained = handle->came > 0 && handle->came < handle->asked;
+    return;
+  }
   /* "nread == 0 and addr == NULL when there is nothing to read". */
   if (address == NULL)
     return;
-  place = buf->base - VL_DATAGRAM_HEADER;
+  if ((flags & UV_UDP_MMSG_CHUNK) != 0) {
+    handle->came++;
+    place = slab_offer(handle->core, size, &room);
+    /* Without memory it is lost, as the kernel loses it. */
+    if (place == NULL || ring_reserve(handle->core) != 0)
+      return;
+    memcpy(place + VL_DATAGRAM_HEADER, buf->base, (size_t)nread);
+  } else {
+    place = buf->base - VL_DATAGRAM_HEADER;
+  }
   length = (int64_t)address_size(address);
   memcpy(place, &length, sizeof(length));
   memcpy(place + sizeof(length), address, (size_t)length);
   slab_commit(handle->core, size, &record.segment, &record.aux);
   handle->received += size;
-  /* on_alloc() reserved the place, so this cannot fail. */
+  handle->last_read = (uint32_t)nread;
+  /* The place was reserved, so this cannot fail. */
   if (ring_push(handle->core, &record) != 0)
     abort();
 }

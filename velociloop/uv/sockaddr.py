@@ -14,7 +14,7 @@ from typing import Any
 
 from .._platform import AF_UNIX, SOCKADDR_HAS_LENGTH
 
-__all__ = ["DECODABLE", "NUMERIC_FAMILIES", "decode", "decode_cached", "encode", "resolve"]
+__all__ = ["DECODABLE", "NUMERIC_FAMILIES", "decode", "decode_cached", "encode", "receivers", "remember", "resolve"]
 
 _FAMILY = struct.Struct("xB" if SOCKADDR_HAS_LENGTH else "=H")
 _INET = struct.Struct("!2xH4s")
@@ -90,6 +90,23 @@ def encode(family: int, host: Any, port: Any, *rest: Any) -> bytes | None:
         return None
     start = _family_bytes(family, _INET6_BYTES)
     return start + _INET6.pack(port, flowinfo, packed)[_PATH_OFFSET:] + _SCOPE.pack(scope_id)
+
+
+# family -> (host, port) -> struct sockaddr.  Only plain tuples of a str and an int come in here, and are
+# looked for: the types need not be compared, which makes it faster than encode()'s cache.
+_receivers: dict[int, dict[tuple[str, int], bytes]] = {family: {} for family in NUMERIC_FAMILIES}
+
+
+def receivers(family: int) -> dict[tuple[str, int], bytes]:
+    """Return the table of what :func:`encode` has made of plain addresses of ``family``; see :func:`remember`."""
+    return _receivers[family]
+
+
+def remember(table: dict[tuple[str, int], bytes], address: tuple[str, int], raw: bytes) -> None:
+    """Enter an address, a plain tuple of ``str`` and ``int``, into a table of :func:`receivers`."""
+    if len(table) >= _CACHED_ADDRESSES:
+        table.clear()
+    table[address] = raw
 
 
 def _family_bytes(family: int, size: int) -> bytes:

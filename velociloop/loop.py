@@ -20,6 +20,7 @@ from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
 from .scheduling.turn import LoopBase, register_loop, run_once
 from .scheduling.wakeup import SignalWakeup
+from .transports.waits import SocketWaits
 from .uv.core import Core, Statistics, stdio_held
 from .uv.selector import Selector, no_preparation
 
@@ -48,6 +49,7 @@ class Loop(LoopBase, SelectorEventLoop):
         self._listeners: dict[int, Any] = {}
         self._watches: Any = None  # of pipes, which make it
         self._user_sockets: set[int] = set()
+        self._waits = SocketWaits(self, self._core)
         self._wakeup = SignalWakeup()
         self._signal_watches = signals.SignalWatches(self, self._core)
         try:
@@ -63,6 +65,7 @@ class Loop(LoopBase, SelectorEventLoop):
         self._drain_handle = DrainHandle(self._dispatcher, self)
         self._uv_selector.before_wait = self._arm_wakeup
         self._uv_selector.on_foreign = self._adopt
+        self._waits.attach(self._uv_selector.watched)
         self._attach(
             self._core.pointer, self._core.address, self._scope, self._uv_selector, no_preparation, self._drain_handle
         )
@@ -212,6 +215,42 @@ class Loop(LoopBase, SelectorEventLoop):
             return await super().getnameinfo(sockaddr, flags)
         self._check_closed()
         return socket.getnameinfo(sockaddr, flags)
+
+    # -- sockets -------------------------------------------------------------------
+
+    async def sock_recv(self, sock: Any, n: int) -> bytes:
+        """See ``asyncio.loop.sock_recv``."""
+        found = None if self._debug else self._waits.receive(sock, n)
+        if found is None:
+            return await super().sock_recv(sock, n)
+        if type(found) is bytes:
+            return found
+        try:
+            return await found.future
+        except BaseException:
+            self._waits.forget(found)
+            raise
+
+    async def sock_recv_into(self, sock: Any, buf: Any) -> int:
+        """See ``asyncio.loop.sock_recv_into``."""
+        found = None if self._debug else self._waits.receive_into(sock, buf)
+        if found is None:
+            return await super().sock_recv_into(sock, buf)
+        if type(found) is int:
+            return found
+        try:
+            return await found.future
+        except BaseException:
+            self._waits.forget(found)
+            raise
+
+    def _add_reader(self, fd: Any, callback: Any, *args: Any) -> Any:
+        handle = super()._add_reader(fd, callback, *args)
+        self._waits.displace(fd)
+        return handle
+
+    def _remove_reader(self, fd: Any) -> bool:
+        return bool(super()._remove_reader(fd)) or self._waits.displace(fd)
 
     # -- connections ----------------------------------------------------------------
 
@@ -421,6 +460,7 @@ class Loop(LoopBase, SelectorEventLoop):
         self._wakeup.mute(self._csock.fileno())  # super().close() closes it before it removes the signal handlers
         for owner in list(self._core.registry.owners.values()):
             owner.on_loop_close()
+        self._waits.on_loop_close()
         self._listeners.clear()
         try:
             super().close()  # ValueError in another thread, if there are signal handlers
@@ -446,6 +486,7 @@ class Loop(LoopBase, SelectorEventLoop):
         for owner in list(self._core.registry.owners.values()):
             owner.on_adopt()
         self._signal_watches.adopt()
+        self._waits.on_adopt()
         with stdio_held():
             self._uv_selector.adopt()
             # The self-pipe is shared too: a byte written by one process would wake the other.

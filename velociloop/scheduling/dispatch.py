@@ -30,6 +30,7 @@ _POLL = _ring.POLL
 _SIGNAL = _ring.SIGNAL
 _DATAGRAM = _ring.DATAGRAM
 _EXIT = _ring.EXIT
+_WAIT = _ring.WAIT
 _HEAD = _ring.HEAD
 _TAIL = _ring.TAIL
 _FRAMES = _ring.FRAMES
@@ -250,6 +251,10 @@ class Dispatcher(DispatcherBase):
                 size = registry.unpin(aux)
                 if owner is not None:
                     owner.on_written(result, size)
+            elif operation == _WAIT:
+                owner = registry.waits
+                if owner is not None:
+                    owner.on_wait(aux)
             elif owner is None:
                 pass  # closed after the poll; these records hold nothing
             elif operation == _POLL:

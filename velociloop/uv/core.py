@@ -281,6 +281,14 @@ class Core:
         # As in stop_reading().
         return status if status == ERR_FOREIGN else errors.raise_if_refused(status)
 
+    def arm_wait(self, fd: int, token: int) -> int:
+        """Wait for ``fd`` to be readable, once: a WAIT record with ``token``.  Returns 0 or an error code."""
+        return errors.raise_if_refused(lib.vl_wait_arm(self.pointer, fd, token))
+
+    def forget_wait(self, fd: int) -> None:
+        """End the wait for ``fd``, if there is one.  It may have been closed."""
+        lib.vl_wait_forget(self.pointer, fd)
+
     def write_descriptor(self, fd: int, data: bytes | bytearray | memoryview) -> int:
         """write(2) what the kernel takes now (0: nothing); returns the number of bytes, or an error code."""
         if type(data) is bytes:

@@ -47,6 +47,10 @@ class Owner:
         signal that ended it."""
         raise NotImplementedError
 
+    def on_wait(self, token: int) -> None:
+        """The wait of this token is over: its descriptor is readable, or at its end."""
+        raise NotImplementedError
+
     def enter_anew(self) -> None:
         """The next call comes while one of this owner's callbacks is still running (a nested
         turn): its ``contextvars.Context`` cannot be entered twice, so a copy must take over."""
@@ -64,12 +68,14 @@ class Owner:
 class Registry:
     """The one table of open handles, and the one of pinned buffers."""
 
-    __slots__ = ("_last_token", "owners", "pins")
+    __slots__ = ("_last_token", "owners", "pins", "waits")
 
     def __init__(self) -> None:
         self.owners: dict[int, Owner] = {}
         #: token -> (size in bytes, cdata that keeps the written object where it is)
         self.pins: dict[int, tuple[int, Any]] = {}
+        #: who hears of single waits, which have no handle
+        self.waits: Owner | None = None
         self._last_token = 0
 
     def __repr__(self) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "SEGMENT_SHIFT",
     "SIGNAL",
     "TAIL",
+    "WAIT",
     "WRITE_DONE",
     "Ring",
     "raw_address",
@@ -38,6 +39,7 @@ POLL: int = lib.VL_OP_POLL
 SIGNAL: int = lib.VL_OP_SIGNAL
 DATAGRAM: int = lib.VL_OP_DATAGRAM
 EXIT: int = lib.VL_OP_EXIT
+WAIT: int = lib.VL_OP_WAIT
 
 #: A datagram begins so many bytes after the place that its record names; the sender's address comes before it.
 DATAGRAM_HEADER_BYTES: int = lib.VL_DATAGRAM_HEADER

@@ -46,6 +46,8 @@ class Selector(selectors.BaseSelector):
         except BaseException:
             self._inner.close()
             raise
+        #: The numbers that are registered.
+        self.watched: set[int] = set()
         #: Whether the last select() has left undrained records in the ring.
         self.has_records = False
         self.before_wait: Callable[[], None] = no_preparation
@@ -94,11 +96,13 @@ class Selector(selectors.BaseSelector):
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         """As ``BaseSelector.register``."""
         key: selectors.SelectorKey = self._inner.register(fileobj, events, data)
+        self.watched.add(key.fd)
         return key
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
         """As ``BaseSelector.unregister``."""
         key: selectors.SelectorKey = self._inner.unregister(fileobj)
+        self.watched.discard(key.fd)
         return key
 
     def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:

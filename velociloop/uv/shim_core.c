@@ -39,6 +39,7 @@ static void on_fine_timer(uv_poll_t *poll, int status, int events) {
 static void close_own_handles(vl_core *core) {
   if (core->fine.fd >= 0)
     uv_close((uv_handle_t *)&core->fine.poll, NULL);
+  waits_close(core);
   uv_close((uv_handle_t *)&core->timeout, NULL);
   uv_close((uv_handle_t *)&core->wake, NULL);
 }
@@ -53,6 +54,7 @@ static int finish_loop(vl_core *core) {
   if (core->fine.fd >= 0)
     (void)os_close(core->fine.fd);
   core->fine.fd = -1;
+  waits_closed(core);
   return err;
 }
 
@@ -263,6 +265,8 @@ static int renew_kernel_objects(vl_core *core) {
   err = os_check_room(DESCRIPTORS_OF_A_FORK);
   if (err == 0 && core->fine.fd >= 0)
     err = os_fine_timer_replace(core->fine.fd);
+  if (err == 0)
+    err = waits_renew(core);
   if (err == 0) {
     err = uv_loop_fork(&core->loop);
     if (err == 0 && core->fine.fd >= 0)

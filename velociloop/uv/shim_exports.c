@@ -14,6 +14,7 @@ static const vl_exports exported = {
     .core_wake = vl_core_wake,
     .stream_receive = vl_stream_receive,
     .udp_try_send = vl_udp_try_send,
+    .wait_arm = vl_wait_arm,
     .now = uv_hrtime,
 };
 

@@ -120,11 +120,19 @@ typedef struct {
   uv_poll_t poll;           /* initialised if fd >= 0 */
 } vl_fine_timer;
 
+/* Where single waits are registered (shim_waits.c). */
+typedef struct {
+  bool open;                /* made with the first wait */
+  int fd;
+  uv_poll_t poll;           /* both from then on */
+} vl_waits;
+
 struct vl_core {
   uv_loop_t loop;
   uv_async_t wake;
   uv_timer_t timeout;
   vl_fine_timer fine;
+  vl_waits waits;
   uv_mutex_t entry_lock;    /* one entry at a time (H11) */
   uv_mutex_t wake_lock;     /* wake against close */
   vl_ring ring;
@@ -231,6 +239,14 @@ int poll_new(vl_core *core, vl_kind kind, int fd, vl_handle **out);
 /* Starts it and gives it its key; on failure it is discarded. */
 int64_t poll_register(vl_handle *handle, int events, uv_poll_cb callback);
 
+/* -- single waits (shim_waits.c) ------------------------------------------------------ */
+
+/* Around libuv's last turn. */
+void waits_close(vl_core *core);
+void waits_closed(vl_core *core);
+/* In a forked child, before uv_loop_fork(): an instance of its own, in which nothing waits. */
+int waits_renew(vl_core *core);
+
 /* -- reading from it (shim_reader.c) ------------------------------------------------ */
 
 /* Reads once from a readable descriptor, into a VL_OP_READ record.  False: no more is to be
@@ -289,6 +305,14 @@ int os_check_backend(const uv_loop_t *loop, int fd);
 /* Gives libuv another backend, with a number above this one, which watches nothing.  The
  * old descriptor is not touched: by now it may be somebody else's. */
 int os_replace_backend(uv_loop_t *loop, int above);
+/* Single waits (shim_os_waits.c): an instance, or UV_ENOTSUP where there is none. */
+int os_waits_open(void);
+int os_waits_arm(int waits, int fd, int64_t token);
+int os_waits_forget(int waits, int fd);
+/* The tokens of what is ready, at most 64: their number, or an error. */
+int os_waits_take(int waits, int64_t tokens[], int room);
+/* Puts a new one in the place of one that is shared with the parent process. */
+int os_waits_replace(int fd);
 /* A fine timer's descriptor, or UV_ENOTSUP where there is none. */
 int os_fine_timer_open(void);
 /* Fires once after so many nanoseconds; 0: never. */

@@ -299,6 +299,9 @@ int os_guard_fork_after(void);
 int os_check_room(int count);
 /* 0 if the kernel would accept a registration of fd with libuv's backend. */
 int os_check_descriptor(const uv_loop_t *loop, int fd);
+/* Has libuv's backend watch fd for these events (of poll(2)); is_new: it did not before.  UV_ENOTSUP, if the
+ * kernel would, but only libuv knows how. */
+int os_watch(const uv_loop_t *loop, int fd, unsigned int events, bool is_new);
 /* 0 if libuv's backend descriptor is still the event queue that libuv watches fd with
  * (for readability). */
 int os_check_backend(const uv_loop_t *loop, int fd);

@@ -420,6 +420,19 @@ int os_check_descriptor(const uv_loop_t *loop, int fd) {
   return failure();
 }
 
+int os_watch(const uv_loop_t *loop, int fd, unsigned int events, bool is_new) {
+  struct epoll_event event;
+
+  memset(&event, 0, sizeof(event));
+  event.events = events;
+  event.data.fd = fd;
+  if (is_new && epoll_ctl(uv_backend_fd(loop), EPOLL_CTL_ADD, fd, &event) == 0)
+    return 0;
+  if (is_new && errno != EEXIST)
+    return failure();
+  return epoll_ctl(uv_backend_fd(loop), EPOLL_CTL_MOD, fd, &event) == 0 ? 0 : failure();
+}
+
 int os_check_backend(const uv_loop_t *loop, int fd) {
   struct epoll_event event;
 
@@ -442,6 +455,14 @@ int os_replace_backend(uv_loop_t *loop, int above) {
 }
 
 #else
+
+int os_watch(const uv_loop_t *loop, int fd, unsigned int events, bool is_new) {
+  int err = os_check_descriptor(loop, fd);
+
+  (void)events;
+  (void)is_new;
+  return err == 0 ? UV_ENOTSUP : err;
+}
 
 int os_check_descriptor(const uv_loop_t *loop, int fd) {
   (void)loop;

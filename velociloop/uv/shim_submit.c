@@ -6,8 +6,8 @@
  * changes: after POLLHUP, POLLERR or a finished write uv__drain() calls uv__io_stop(POLLOUT),
  * which queues it if it watches for anything else.  uv__run_pending() does that for
  * loop->pending_queue in the same uv_run(), before the kernel is asked.
- * Choice: who is handed to the kernel is libuv's knowledge, so libuv's two queues are read, and
- * each registration is tried first, where a refusal can be told to its owner.  Both queues are
+ * Choice: who is handed to the kernel is libuv's knowledge, so libuv's two queues are read.  The
+ * first is handed over here, where a refusal can be told to the owner; the second is tried.  Both are
  * in uv/unix.h.  Windows has neither: its requests report their own failure. */
 #include "shim_internal.h"
 
@@ -69,6 +69,24 @@ static int refuse(vl_core *core, const uv__io_t *watcher, int err) {
   return 0;
 }
 
+/* Does for one watcher what uv__io_poll() does for the queue: "w->events = w->pevents", once the kernel knows it.  Where
+ * that is epoll it needs no trial before: the trial's ADD would have libuv's own fail (EEXIST), and a MOD follow. */
+static int hand_over(uv_loop_t *loop, uv__io_t *watcher) {
+  struct uv__queue *link = &watcher->watcher_queue;
+  int err = os_watch(loop, watcher->fd, watcher->pevents, watcher->events == 0);
+
+  if (err == UV_ENOTSUP)
+    return 0; /* stays in the queue, for libuv */
+  if (err != 0)
+    return err;
+  watcher->events = watcher->pevents;
+  link->prev->next = link->next;
+  link->next->prev = link->prev;
+  link->next = link;
+  link->prev = link;
+  return 0;
+}
+
 int submit_check(vl_core *core) {
   uv_loop_t *loop = &core->loop;
   struct uv__queue *link;
@@ -77,8 +95,8 @@ int submit_check(vl_core *core) {
   int err;
 
   for (link = loop->watcher_queue.next; link != &loop->watcher_queue; link = next) {
-    next = link->next; /* handle_lose() takes this one out */
-    err = os_check_descriptor(loop, queued(link)->fd);
+    next = link->next; /* this one is taken out, by handle_lose() too */
+    err = hand_over(loop, queued(link));
     if (err != 0)
       err = refuse(core, queued(link), err);
     if (err != 0)

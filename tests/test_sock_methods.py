@@ -47,7 +47,9 @@ def datagram_sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def watched(loop: Any) -> set[int]:
     """The descriptors that the loop's selector knows, but for the loop's own."""
-    return {key.fd for key in loop._selector.get_map().values()} - {loop._ssock.fileno()}
+    registered = {key.fd for key in loop._selector.get_map().values()} - {loop._ssock.fileno()}
+    # velociloop waits for sock_recv() beside its selector.
+    return registered | set(loop._waits._pending) if is_ours(loop) else registered
 
 
 async def blocked(loop: Loop, awaitable: Awaitable[Any], sock: socket.socket) -> asyncio.Future[Any]:

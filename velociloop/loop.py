@@ -49,7 +49,7 @@ class Loop(LoopBase, SelectorEventLoop):
         self._listeners: dict[int, Any] = {}
         self._watches: Any = None  # of pipes, which make it
         self._user_sockets: set[int] = set()
-        self._waits = SocketWaits(self, self._core)
+        self._waits = SocketWaits(self, self._core, self._scope)
         self._wakeup = SignalWakeup()
         self._signal_watches = signals.SignalWatches(self, self._core)
         try:
@@ -65,7 +65,7 @@ class Loop(LoopBase, SelectorEventLoop):
         self._drain_handle = DrainHandle(self._dispatcher, self)
         self._uv_selector.before_wait = self._arm_wakeup
         self._uv_selector.on_foreign = self._adopt
-        self._waits.attach(self._uv_selector.watched)
+        self._waits.attach(self._uv_selector.watched, self._transports.data)
         self._attach(
             self._core.pointer, self._core.address, self._scope, self._uv_selector, no_preparation, self._drain_handle
         )

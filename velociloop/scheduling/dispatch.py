@@ -84,7 +84,7 @@ class PyDispatcherBase:
         self._drain_in_python()
 
     def _attach(
-        self, pointer: Any, address: int, owners: dict[int, Owner], scope: CallbackScope, report: Any
+        self, pointer: Any, address: int, owners: dict[int, Owner], scope: CallbackScope, report: Any, waits: Any
     ) -> None:
         """Hand the accelerator what it works on."""
 
@@ -115,7 +115,7 @@ class Dispatcher(DispatcherBase):
         self._scope = scope
         self.requeue = requeue
         self._report = report
-        self._attach(core.pointer, core.address, core.registry.owners, scope, report)
+        self._attach(core.pointer, core.address, core.registry.owners, scope, report, core.registry.waits)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} frames={self._ring.words[_FRAMES]} {self._ring!r}>"

@@ -38,7 +38,8 @@
   X(_callback_end_in_python) X(get_buffer) X(buffer_updated) X(_receive_failed) X(_fill_in_python)    \
   X(_buffer_failed) X(_buffer_updated_failed) X(_interrupted) X(_deliver_rest) X(on_datagram)         \
   X(datagram_received) X(_datagram_in_python) X(_report_callback) X(_sendto_in_python)                \
-  X(_send_failed)
+  X(_send_failed) X(on_wait) X(fileno) X(recv) X(done) X(set_result) X(create_future)                 \
+  X(_receive_in_python) X(_operation_failed) X(_not_armed)
 
 /* Slots of StreamTransport, without the leading underscore. */
 #define STREAM_SLOTS(X)                                                                               \
@@ -50,6 +51,10 @@
 #define DATAGRAM_SLOTS(X)                                                                             \
   X(phase) X(reading) X(held) X(read_context) X(protocol) X(scope) X(pointer) X(key) X(send)          \
   X(address) X(connected) X(buffer) X(receivers)
+
+/* And of SocketWaits. */
+#define WAITS_SLOTS(X)                                                                                \
+  X(pending) X(untried) X(watched) X(transports) X(loop) X(serial) X(unsupported) X(scope)
 
 /* What must be as it was found for the loop's C methods to serve a loop: looked up on its type, and on
  * asyncio's BaseEventLoop, which a patch may have been applied to. */
@@ -73,7 +78,18 @@ typedef struct {
 #undef X
 } datagram_slots;
 
-/* A class of transports that C serves (speedups_module.c). */
+typedef struct {
+#define X(name) Py_ssize_t name;
+  WAITS_SLOTS(X)
+#undef X
+} waits_slots;
+
+/* Of Wait, without underscores. */
+typedef struct {
+  Py_ssize_t fd, token, future, operation, argument;
+} wait_slots;
+
+/* A class of owners that C serves (speedups_module.c). */
 typedef struct {
   PyTypeObject *type;           /* NULL until it is registered */
   PyObject *method_name;        /* borrowed: a name of the state's */
@@ -128,6 +144,14 @@ typedef struct {
   PyObject *send_datagram;      /* cffi's vl_udp_try_send */
   PyObject *decode_address;     /* sockaddr.decode_cached */
   int64_t again;                /* the code for "no room now" */
+
+  /* From register_waits() on. */
+  served_class waits;           /* velociloop.transports.waits.SocketWaits */
+  waits_slots waits_slot;
+  PyTypeObject *wait_type;      /* and Wait */
+  wait_slots wait_slot;
+  PyTypeObject *socket_type;    /* socket.socket */
+  long largest_direct, untried;
 
 #define X(name) PyObject *str_##name;
   SPEEDUPS_NAMES(X)
@@ -249,6 +273,7 @@ extern PyType_Spec speedups_scope_spec;
 extern PyType_Spec speedups_dispatcher_spec;
 extern PyType_Spec speedups_stream_spec;
 extern PyType_Spec speedups_datagram_spec;
+extern PyType_Spec speedups_waits_spec;
 
 int loop_learn(speedups_state *state);
 /* Whether the methods of its type are ours or asyncio's, and it is not in debug mode (H3). */
@@ -277,6 +302,13 @@ int scope_end_finally(scope_object *scope, int result);
 int stream_learn(PyObject *module, PyObject *type, PyObject *values);
 /* Delivers a READ record: 0; 1 if its owner's Python code must; or -1. */
 int stream_read(speedups_state *state, vl_core *core, PyObject *owner, const vl_record *record);
+
+/* -- single waits (speedups_waits.c) ---------------------------------------------------------- */
+
+/* register_waits(type, ...): takes the class of a loop's waits. */
+int waits_learn(PyObject *module, PyObject *type, PyObject *values);
+/* The wait of this token is over: 0 or -1. */
+int waits_over(speedups_state *state, PyObject *waits, int64_t token);
 
 /* -- datagrams (speedups_datagram.c) --------------------------------------------------------- */
 

@@ -11,6 +11,7 @@ typedef struct {
   PyObject *owners;             /* Registry.owners: key -> owner */
   scope_object *scope;
   PyObject *report;             /* (exception, owner): a defect of ours */
+  PyObject *waits;              /* Registry.waits */
 } dispatcher_object;
 
 static PyObject *dispatcher_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs)) {
@@ -24,14 +25,14 @@ static PyObject *dispatcher_new(PyTypeObject *type, PyObject *Py_UNUSED(args), P
   return (PyObject *)dispatcher;
 }
 
-/* _attach(pointer, address, owners, scope, report) */
+/* _attach(pointer, address, owners, scope, report, waits) */
 static PyObject *dispatcher_attach(PyObject *self, PyObject *args) {
   dispatcher_object *dispatcher = (dispatcher_object *)self;
-  PyObject *owner, *address, *owners, *scope, *report;
+  PyObject *owner, *address, *owners, *scope, *report, *waits;
   void *core;
 
-  if (!PyArg_ParseTuple(args, "OO!O!O!O:_attach", &owner, &PyLong_Type, &address, &PyDict_Type, &owners,
-                        dispatcher->state->scope_type, &scope, &report))
+  if (!PyArg_ParseTuple(args, "OO!O!O!OO:_attach", &owner, &PyLong_Type, &address, &PyDict_Type, &owners,
+                        dispatcher->state->scope_type, &scope, &report, &waits))
     return NULL;
   core = PyLong_AsVoidPtr(address);
   if (core == NULL) {
@@ -43,6 +44,7 @@ static PyObject *dispatcher_attach(PyObject *self, PyObject *args) {
   Py_XSETREF(dispatcher->owners, Py_NewRef(owners));
   Py_XSETREF(dispatcher->scope, (scope_object *)Py_NewRef(scope));
   Py_XSETREF(dispatcher->report, Py_NewRef(report));
+  Py_XSETREF(dispatcher->waits, Py_NewRef(waits));
   dispatcher->core = core;
   Py_RETURN_NONE;
 }
@@ -55,6 +57,7 @@ static int dispatcher_traverse(PyObject *self, visitproc visit, void *arg) {
   Py_VISIT(dispatcher->owners);
   Py_VISIT(dispatcher->scope);
   Py_VISIT(dispatcher->report);
+  Py_VISIT(dispatcher->waits);
   return 0;
 }
 
@@ -66,6 +69,7 @@ static int dispatcher_clear(PyObject *self) {
   Py_CLEAR(dispatcher->owners);
   Py_CLEAR(dispatcher->scope);
   Py_CLEAR(dispatcher->report);
+  Py_CLEAR(dispatcher->waits);
   return 0;
 }
 
@@ -168,6 +172,21 @@ static int dispatch_other(dispatcher_object *dispatcher, const vl_record *record
   return result;
 }
 
+static int dispatch_wait(dispatcher_object *dispatcher, const vl_record *record, int64_t head, int64_t outer) {
+  PyObject *waits;
+  int result;
+
+  if (!served_is_plain(&dispatcher->state->waits, dispatcher->waits))
+    return dispatch_other(dispatcher, record, head, outer);
+  waits = Py_NewRef(dispatcher->waits);
+  dispatcher->state->uv->core_words(dispatcher->core)[VL_WORD_HEAD] = head + 1;
+  result = waits_over(dispatcher->state, waits, record->aux);
+  if (result < 0)
+    result = report_defect(dispatcher, waits);
+  Py_DECREF(waits);
+  return result;
+}
+
 static int drain(dispatcher_object *dispatcher) {
   const vl_exports *uv = dispatcher->state->uv;
   scope_object *scope = dispatcher->scope;
@@ -184,6 +203,8 @@ static int drain(dispatcher_object *dispatcher) {
     scope->serial++;
     if (record.op == VL_OP_READ || record.op == VL_OP_DATAGRAM)
       result = dispatch_received(dispatcher, &record, head, outer);
+    else if (record.op == VL_OP_WAIT)
+      result = dispatch_wait(dispatcher, &record, head, outer);
     else
       result = dispatch_other(dispatcher, &record, head, outer);
     if (result == 0 && PyList_GET_SIZE(scope->corked) > 0)

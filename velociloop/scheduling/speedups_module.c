@@ -121,6 +121,15 @@ static PyObject *register_datagram(PyObject *module, PyObject *args) {
   Py_RETURN_NONE;
 }
 
+static PyObject *register_waits(PyObject *module, PyObject *args) {
+  PyObject *type, *values;
+
+  if (!PyArg_ParseTuple(args, "O!O!:register_waits", &PyType_Type, &type, &PyTuple_Type, &values) ||
+      waits_learn(module, type, values) < 0)
+    return NULL;
+  Py_RETURN_NONE;
+}
+
 static PyMethodDef module_methods[] = {
     {"configure", configure, METH_VARARGS, configure_doc},
     {"register_loop", speedups_register_loop, METH_O,
@@ -132,6 +141,10 @@ static PyMethodDef module_methods[] = {
      "register_datagram(type, (OPEN, ACTIVE, vl_udp_try_send, decode, EAGAIN))\n\n"
      "Take the class of datagram transports, the states that C must know, the function that sends, and the one that\n"
      "knows the address in a struct sockaddr."},
+    {"register_waits", register_waits, METH_VARARGS,
+     "register_waits(type, (Wait, socket, largest, untried))\n\n"
+     "Take the class of a loop's waits, that of one wait, and socket.socket; and how much is received at once in C,\n"
+     "and how often a socket is not tried that was tried in vain."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -216,7 +229,8 @@ static PyObject *add_type(PyObject *module, PyType_Spec *spec, PyObject *base) {
 }
 
 static int speedups_exec(PyObject *module) {
-  PyType_Spec *const bases[] = {&speedups_dispatcher_spec, &speedups_stream_spec, &speedups_datagram_spec};
+  PyType_Spec *const bases[] = {&speedups_dispatcher_spec, &speedups_stream_spec, &speedups_datagram_spec,
+                               &speedups_waits_spec};
   size_t i;
   speedups_state *state = PyModule_GetState(module);
 
@@ -274,6 +288,10 @@ static int speedups_traverse(PyObject *module, visitproc visit, void *arg) {
   Py_VISIT(state->stream.method);
   Py_VISIT(state->datagram.type);
   Py_VISIT(state->datagram.method);
+  Py_VISIT(state->waits.type);
+  Py_VISIT(state->waits.method);
+  Py_VISIT(state->wait_type);
+  Py_VISIT(state->socket_type);
   Py_VISIT(state->phase_open);
   Py_VISIT(state->datagram_reading);
   Py_VISIT(state->send_datagram);
@@ -324,6 +342,10 @@ static int speedups_clear(PyObject *module) {
   Py_CLEAR(state->stream.method);
   Py_CLEAR(state->datagram.type);
   Py_CLEAR(state->datagram.method);
+  Py_CLEAR(state->waits.type);
+  Py_CLEAR(state->waits.method);
+  Py_CLEAR(state->wait_type);
+  Py_CLEAR(state->socket_type);
   Py_CLEAR(state->phase_open);
   Py_CLEAR(state->datagram_reading);
   Py_CLEAR(state->send_datagram);

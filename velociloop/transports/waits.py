@@ -13,13 +13,17 @@ selector, a system without such waits, debug mode) the caller is told so.
 import socket
 from collections.abc import Callable, Container
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .._accelerator import speedups
 from ..uv import errors
 from ..uv.core import RECEIVE_BYTES, Core
 from ..uv.registry import Owner
 
-__all__ = ["SocketWaits"]
+if TYPE_CHECKING:
+    from ..scheduling.callbacks import CallbackScope
+
+__all__ = ["SocketWaits", "Wait"]
 
 # A larger object is not made for what may be a few bytes: malloc() would ask the kernel for its pages.
 _LARGEST_DIRECT_BYTES = 64 * 1024
@@ -47,18 +51,53 @@ class Wait:
         self.argument = argument
 
 
-class SocketWaits(Owner):
+class PyWaitsBase:
+    """What the accelerator's ``WaitsBase`` does in C.
+
+    The subclass must provide ``_receive_in_python()``.
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def _receive_in_python(self, sock: Any, size: Any) -> "bytes | Wait | None": ...
+
+    def receive(self, sock: Any, size: Any) -> "bytes | Wait | None":
+        """Return what ``sock.recv(size)`` does; where that would block, a wait for it; None: asyncio is to do it."""
+        return self._receive_in_python(sock, size)
+
+
+WaitsBase = PyWaitsBase
+if speedups is not None and not TYPE_CHECKING:
+    WaitsBase = speedups.WaitsBase
+
+
+class SocketWaits(WaitsBase, Owner):
     """The waits of one loop: at most one a descriptor."""
 
-    __slots__ = ("_core", "_kept", "_loop", "_pending", "_serial", "_unsupported", "_untried", "_watched")
+    __slots__ = (
+        "_core",
+        "_kept",
+        "_loop",
+        "_pending",
+        "_scope",
+        "_serial",
+        "_transports",
+        "_unsupported",
+        "_untried",
+        "_watched",
+    )
 
-    def __init__(self, loop: Any, core: Core) -> None:
+    def __init__(self, loop: Any, core: Core, scope: "CallbackScope") -> None:
         self._loop = loop
         self._core = core
+        self._scope = scope  # the accelerator knows the core by it
         self._pending: dict[int, Wait] = {}  # by descriptor
         self._serial = 0
         self._unsupported = False
         self._watched: Container[int] = ()
+        self._transports: Container[int] = ()
         self._untried: dict[int, int] = {}  # descriptor -> how often it need not be tried
         self._kept: bytearray | None = None  # where large reads go, made when needed
         core.registry.waits = self
@@ -66,12 +105,15 @@ class SocketWaits(Owner):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} pending={len(self._pending)}>"
 
-    def attach(self, watched: Container[int]) -> None:
-        """``watched``: the descriptors that are registered with the loop's selector, which serves those."""
-        self._watched = watched
+    def attach(self, watched: set[int], transports: Container[int]) -> None:
+        """Take the descriptors that are registered with the loop's selector, and those that have a transport.
 
-    def receive(self, sock: Any, size: Any) -> "bytes | Wait | None":
-        """Return what ``sock.recv(size)`` does; where that would block, a wait for it; None: asyncio is to do it."""
+        The first are served by the selector, the second refused by asyncio's own code.
+        """
+        self._watched = watched
+        self._transports = transports
+
+    def _receive_in_python(self, sock: Any, size: Any) -> "bytes | Wait | None":
         if type(sock) is not socket.socket:
             return None
         if type(size) is not int or size <= 0:
@@ -108,17 +150,20 @@ class SocketWaits(Owner):
             return bytes(view[:received])
 
     def _wait(self, fd: int, operation: Callable[[Any], Any], argument: Any) -> "Wait | None":
-        if fd < 0 or fd in self._watched or fd in self._loop._transports or self._unsupported:
+        if fd < 0 or fd in self._watched or fd in self._transports or self._unsupported:
             return None
         self._serial = serial = (self._serial + 1) & _SERIAL_MASK
         wait = Wait(fd, serial << _NUMBER_BITS | fd, self._loop.create_future(), operation, argument)
         status = self._core.arm_wait(fd, wait.token)
         if status < 0:
-            # asyncio says what is wrong with the descriptor.
-            self._unsupported = status == errors.ENOTSUP
-            return None
+            return self._not_armed(status)
         self._pending[fd] = wait
         return wait
+
+    def _not_armed(self, status: int) -> None:
+        # asyncio says what is wrong with the descriptor.
+        errors.raise_if_refused(status)
+        self._unsupported = status == errors.ENOTSUP
 
     def forget(self, wait: Wait) -> None:
         """Nobody waits any more: leave no watch behind."""
@@ -146,17 +191,21 @@ class SocketWaits(Owner):
             return
         try:
             result = wait.operation(wait.argument)
-        except (BlockingIOError, InterruptedError):
-            self._wait_again(wait)  # somebody else was faster
-        except (SystemExit, KeyboardInterrupt):
-            self._wait_again(wait)
-            raise
         except BaseException as exc:
-            del self._pending[wait.fd]
-            future.set_exception(exc)
+            self._operation_failed(wait, exc)
         else:
             del self._pending[wait.fd]
             future.set_result(result)
+
+    def _operation_failed(self, wait: Wait, exc: BaseException) -> None:
+        if isinstance(exc, (BlockingIOError, InterruptedError)):
+            self._wait_again(wait)  # somebody else was faster
+        elif isinstance(exc, (SystemExit, KeyboardInterrupt)):
+            self._wait_again(wait)
+            raise exc
+        else:
+            del self._pending[wait.fd]
+            wait.future.set_exception(exc)
 
     def _wait_again(self, wait: Wait) -> None:
         status = self._core.arm_wait(wait.fd, wait.token)
@@ -179,3 +228,10 @@ class SocketWaits(Owner):
         for wait in list(self._pending.values()):
             if not wait.future.done():
                 self._wait_again(wait)
+
+
+if speedups is None:
+    # Without a frame between.
+    SocketWaits.receive = SocketWaits._receive_in_python  # type: ignore[method-assign]
+else:
+    speedups.register_waits(SocketWaits, (Wait, socket.socket, _LARGEST_DIRECT_BYTES, _UNTRIED))

@@ -22,6 +22,7 @@ int __real_ioctl(int fd, unsigned long request, void *argument);
 int __real_accept4(int fd, struct sockaddr *address, socklen_t *size, int flags);
 int __real_epoll_create1(int flags);
 ssize_t __real_sendmsg(int fd, const struct msghdr *message, int flags);
+ssize_t __real_sendto(int fd, const void *data, size_t size, int flags, const struct sockaddr *to, socklen_t to_size);
 ssize_t __real_writev(int fd, const struct iovec *buffers, int count);
 int __real_epoll_pwait(int fd, struct epoll_event *events, int count, int timeout, const sigset_t *mask);
 int __real_timerfd_settime(int fd, int flags, const struct itimerspec *value, struct itimerspec *old);
@@ -36,6 +37,7 @@ int __wrap_ioctl(int fd, unsigned long request, ...);
 int __wrap_accept4(int fd, struct sockaddr *address, socklen_t *size, int flags);
 int __wrap_epoll_create1(int flags);
 ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags);
+ssize_t __wrap_sendto(int fd, const void *data, size_t size, int flags, const struct sockaddr *to, socklen_t to_size);
 ssize_t __wrap_writev(int fd, const struct iovec *buffers, int count);
 int __wrap_epoll_pwait(int fd, struct epoll_event *events, int count, int timeout, const sigset_t *mask);
 int __wrap_timerfd_settime(int fd, int flags, const struct itimerspec *value, struct itimerspec *old);
@@ -110,6 +112,17 @@ ssize_t __wrap_sendmsg(int fd, const struct msghdr *message, int flags) {
 
   if (error == 0)
     return __real_sendmsg(fd, message, flags);
+  faults.sendmsg_error_next++;
+  errno = error;
+  return -1;
+}
+
+ssize_t __wrap_sendto(int fd, const void *data, size_t size, int flags, const struct sockaddr *to, socklen_t to_size) {
+  int error = faults.sendmsg_errors[faults.sendmsg_error_next];
+
+  /* The tests' own has no flags. */
+  if (error == 0 || flags == 0)
+    return __real_sendto(fd, data, size, flags, to, to_size);
   faults.sendmsg_error_next++;
   errno = error;
   return -1;

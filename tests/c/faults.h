@@ -14,7 +14,7 @@ typedef struct {
   int epoll_error;       /* and for the next epoll_create1, once */
   int accept_errors[8];  /* errno values for the next accept4 calls, up to the first 0 */
   int accept_error_next;
-  int sendmsg_errors[8]; /* likewise for sendmsg */
+  int sendmsg_errors[8]; /* likewise for sendmsg, and the shim's sendto */
   int sendmsg_error_next;
 
   int accepts;

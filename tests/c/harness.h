@@ -35,6 +35,7 @@ extern const test_case fork_tests[];
 extern const test_case signal_tests[];
 extern const test_case process_tests[];
 extern const test_case reader_tests[];
+extern const test_case wait_tests[];
 
 /* Longest life of a test's process and of each child that it forks. */
 #define TEST_SECONDS 10

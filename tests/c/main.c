@@ -29,6 +29,7 @@ static const struct {
     {"signal", signal_tests},
     {"process", process_tests},
     {"reader", reader_tests},
+    {"waits", wait_tests},
 };
 
 void check_failed(const char *file, int line, const char *what) {

@@ -101,6 +101,17 @@ const char *bytes_of(vl_core *core, const vl_record *record) {
   return segment + record->aux;
 }
 
+const char *received(vl_core *core, vl_record *record) {
+  static char room[65536];
+
+  CHECK_EQ(record->op, VL_OP_READ);
+  if (record->result != 0)
+    return bytes_of(core, record);
+  record->result = vl_stream_receive(core, record->owner, room, sizeof(room));
+  CHECK_GT(record->result, 0);
+  return room;
+}
+
 void check_read(vl_core *core, const vl_record *record, int64_t owner, const char *expected) {
   CHECK_EQ(record->op, VL_OP_READ);
   CHECK_EQ(record->owner, owner);

@@ -36,6 +36,8 @@ void set_frames(vl_core *core, int64_t frames);
 int64_t head_of(vl_core *core);
 int64_t tail_of(vl_core *core);
 const char *bytes_of(vl_core *core, const vl_record *record);
+/* The same of a READ record that may be announced only: received then, and record->result set. */
+const char *received(vl_core *core, vl_record *record);
 void check_read(vl_core *core, const vl_record *record, int64_t owner, const char *expected);
 
 /* -- descriptors -------------------------------------------------------------------- */

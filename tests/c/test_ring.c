@@ -179,12 +179,13 @@ static void open_many(vl_core *core, int64_t keys[MANY], int peers[MANY]) {
   free(data);
 }
 
-static void check_pattern(vl_core *core, const vl_record *record, size_t position, unsigned seed) {
+static void check_pattern(vl_core *core, vl_record *record, size_t position, unsigned seed) {
   static char expected[GRANT];
+  const char *bytes = received(core, record);
 
   CHECK_LE(record->result, GRANT);
   fill_pattern(expected, (size_t)record->result, position, seed);
-  CHECK(memcmp(bytes_of(core, record), expected, (size_t)record->result) == 0);
+  CHECK(memcmp(bytes, expected, (size_t)record->result) == 0);
 }
 
 TEST(h4_the_slab_grows_so_that_every_ready_stream_gets_a_grant) {
@@ -203,7 +204,7 @@ TEST(h4_the_slab_grows_so_that_every_ready_stream_gets_a_grant) {
     while (take(core, &record))
       for (unsigned i = 0; i < MANY; i++)
         if (record.owner == keys[i]) {
-          CHECK_EQ(record.result, turn == 0 ? GRANT : 4096);
+          CHECK_EQ(record.result, turn == 0 ? GRANT : 0); /* the rest is announced only */
           check_pattern(core, &record, got[i], i);
           got[i] += (size_t)record.result;
         }
@@ -235,7 +236,7 @@ TEST(slab_exhaustion_only_delays) {
     while (take(core, &record)) {
       for (unsigned i = 0; i < MANY; i++)
         if (record.owner == keys[i]) {
-          CHECK_GT(record.result, 0); /* nobody hears of UV_ENOBUFS */
+          CHECK_GE(record.result, 0); /* nobody hears of UV_ENOBUFS */
           check_pattern(core, &record, got[i], i);
           got[i] += (size_t)record.result;
         }

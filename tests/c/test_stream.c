@@ -72,10 +72,12 @@ TEST(h4_at_most_one_grant_of_64_kib_per_stream_and_poll) {
         if (record.owner == keys[i]) {
           CHECK_EQ(seen & (1 << i), 0); /* one record a poll */
           seen |= 1 << i;
+          const char *bytes = received(core, &record);
+
           CHECK_LE(record.result, 65536);
           CHECK_GT(record.result, 0);
           fill_pattern(data, (size_t)record.result, got[i], i);
-          CHECK(memcmp(data, bytes_of(core, &record), (size_t)record.result) == 0);
+          CHECK(memcmp(data, bytes, (size_t)record.result) == 0);
           got[i] += (size_t)record.result;
           total += (size_t)record.result;
         }
@@ -84,6 +86,50 @@ TEST(h4_at_most_one_grant_of_64_kib_per_stream_and_poll) {
   close_core(core);
   for (int i = 0; i < SENDERS; i++)
     close_fd(peers[i]);
+}
+
+/* A stream that sends much is announced, and read when its consumer says so. */
+TEST(much_is_read_by_its_consumer) {
+  enum { MUCH = 20000 };
+  static char data[MUCH], room[2 * MUCH];
+  vl_core *core = open_core();
+  int peer;
+  int64_t key = open_reader(core, &peer);
+  vl_record record;
+
+  fill_pattern(data, MUCH, 0, 1);
+  send_bytes(peer, data, MUCH);
+  record = wait_for(core, key, VL_OP_READ);
+  CHECK_EQ(record.result, MUCH);
+  CHECK_EQ(vl_stream_receive(core, key, room, sizeof(room)), UV_EAGAIN);
+  send_bytes(peer, "slab", 4); /* after a read of nothing */
+  record = wait_for(core, key, VL_OP_READ);
+  check_read(core, &record, key, "slab");
+  send_bytes(peer, data, MUCH);
+  record = wait_for(core, key, VL_OP_READ);
+  CHECK_EQ(record.result, MUCH);
+  for (int turn = 0; turn < 2; turn++) {
+    send_bytes(peer, data, MUCH);
+    for (int poll = 0; poll < 2; poll++) { /* not taken, it is announced again */
+      CHECK_EQ(vl_core_poll(core, WITHOUT_LIMIT), VL_POLL_RECORDS);
+      CHECK(take(core, &record));
+      CHECK_EQ(record.op, VL_OP_READ);
+      CHECK_EQ(record.owner, key);
+      CHECK_EQ(record.result, 0);
+      CHECK_EQ(record.aux, MUCH);
+      CHECK(!take(core, &record));
+    }
+    CHECK_EQ(vl_stream_receive(core, key, room, sizeof(room)), MUCH);
+    CHECK(memcmp(room, data, MUCH) == 0);
+  }
+  close_fd(peer);
+  record = wait_for(core, key, VL_OP_READ);
+  CHECK_EQ(record.result, 0);
+  CHECK_EQ(vl_stream_receive(core, key, room, sizeof(room)), VL_EOF);
+  CHECK_EQ(vl_core_poll(core, 0), 0); /* reading has stopped */
+  CHECK_EQ(vl_handle_close(core, key), 0);
+  CHECK_EQ(vl_stream_receive(core, key, room, sizeof(room)), VL_ERR_STALE);
+  close_core(core);
 }
 
 TEST(h4_very_many_senders_get_smaller_grants_and_none_gets_nothing) {
@@ -360,6 +406,7 @@ const test_case stream_tests[] = {
     CASE(bytes_then_the_end),
     CASE(a_reset_is_an_error_record),
     CASE(h4_at_most_one_grant_of_64_kib_per_stream_and_poll),
+    CASE(much_is_read_by_its_consumer),
     CASE(h4_very_many_senders_get_smaller_grants_and_none_gets_nothing),
     CASE(pausing_loses_and_reorders_nothing),
     CASE(closing_while_records_are_pending),

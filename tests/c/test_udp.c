@@ -187,7 +187,7 @@ TEST(h4_a_handle_takes_64_kib_and_one_datagram_more_in_a_poll) {
 }
 
 TEST(h4_a_flood_of_datagrams_does_not_keep_a_stream_waiting) {
-  enum { COUNT = 100, MOST = 32 /* libuv's "count" */ };
+  enum { COUNT = 100, MOST = 41 /* 1, 20 and 20: libuv's "count" is 32, and the last batch may go beyond */ };
   vl_core *core = open_core();
   struct sockaddr_in here, there;
   int64_t key = open_receiver(core, &here);
@@ -214,6 +214,34 @@ TEST(h4_a_flood_of_datagrams_does_not_keep_a_stream_waiting) {
   close_core(core);
   close_fd(peer);
   close_fd(far);
+}
+
+/* A batch that was not full leaves nothing to ask for; larger ones make the next batch smaller (H4). */
+TEST(h14_batches_follow_the_size_of_the_last_datagram) {
+  enum { LARGE = 30000, COUNT = 6 };
+  static char large[LARGE];
+  vl_core *core = open_core();
+  struct sockaddr_in here, there;
+  int64_t key = open_receiver(core, &here);
+  int peer = make_udp(&there);
+  vl_record record;
+
+  for (int i = 0; i < COUNT; i++)
+    send_datagram(peer, large, sizeof(large), &here);
+  for (int got = 0; got < COUNT;) {
+    int before = got;
+
+    CHECK_EQ(vl_core_poll(core, WITHOUT_LIMIT), VL_POLL_RECORDS);
+    while (take(core, &record)) {
+      check_datagram(core, &record, large, sizeof(large), &there);
+      CHECK_EQ(record.owner, key);
+      got++;
+    }
+    CHECK_EQ(got - before, 3); /* 64 KiB, and one datagram more */
+  }
+  check_quiet(core);
+  close_core(core);
+  close_fd(peer);
 }
 
 TEST(h14_5000_datagrams_all_arrive_in_constant_memory) {
@@ -351,7 +379,8 @@ TEST(an_address_must_be_one_and_fit_the_socket) {
   CHECK_EQ(queue(core, key, 1, "x", NULL), UV_EDESTADDRREQ);
   CHECK_EQ(connect(fd, (struct sockaddr *)&there, sizeof(there)), 0);
   connected = vl_udp_open(core, fd);
-  CHECK_EQ(try_send(core, connected, "x", &there), UV_EISCONN);
+  CHECK_EQ(try_send(core, connected, "there", &there), 5); /* the kernel's answer, on Linux */
+  receive_text(peer, "there");
   CHECK_EQ(try_send(core, connected, "mine", NULL), 4);
   receive_text(peer, "mine");
   CHECK_EQ(statistics_of(core).writes, 0);
@@ -590,6 +619,7 @@ const test_case udp_tests[] = {
     CASE(h14_an_ipv6_sender_has_its_whole_address),
     CASE(h4_a_handle_takes_64_kib_and_one_datagram_more_in_a_poll),
     CASE(h4_a_flood_of_datagrams_does_not_keep_a_stream_waiting),
+    CASE(h14_batches_follow_the_size_of_the_last_datagram),
     CASE(h14_5000_datagrams_all_arrive_in_constant_memory),
     CASE(stopping_loses_and_reorders_nothing),
     CASE(an_error_is_a_record_and_receiving_goes_on),

@@ -272,6 +272,9 @@ int os_shutdown_write(int fd);
 /* read(2): bytes, 0: the end, UV_EAGAIN: nothing now, or an error.  Of a socket only where os_reads_sockets(). */
 int64_t os_read(int fd, char *out, size_t room);
 bool os_reads_sockets(void);
+/* send(2), or sendto(2) with an address: bytes, UV_EAGAIN: none now, or an error; what uv_try_write() and
+ * uv_udp_try_send() make of it.  Only where os_reads_sockets(). */
+int64_t os_send(int fd, const char *data, size_t size, const void *address, size_t address_size);
 /* write(2): bytes, 0: none now, or an error. */
 int64_t os_write(int fd, const char *data, size_t size);
 /* getsockname(2); returns the length. */

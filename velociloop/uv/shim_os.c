@@ -44,6 +44,15 @@ bool os_reads_sockets(void) {
   return false;
 }
 
+int64_t os_send(int fd, const char *data, size_t size, const void *address, size_t address_size) {
+  (void)fd;
+  (void)data;
+  (void)size;
+  (void)address;
+  (void)address_size;
+  return UV_ENOTSUP;
+}
+
 int64_t os_write(int fd, const char *data, size_t size) {
   (void)fd;
   (void)data;
@@ -273,6 +282,13 @@ static bool is_not_now(void) {
   return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
 }
 
+/* Neither blocks nor raises SIGPIPE. */
+#ifdef MSG_NOSIGNAL
+#define SEND_FLAGS (MSG_DONTWAIT | MSG_NOSIGNAL)
+#else
+#define SEND_FLAGS MSG_DONTWAIT
+#endif
+
 int64_t os_read(int fd, char *out, size_t room) {
   ssize_t size = read(fd, out, room);
 
@@ -281,6 +297,15 @@ int64_t os_read(int fd, char *out, size_t room) {
 
 bool os_reads_sockets(void) {
   return true;
+}
+
+int64_t os_send(int fd, const char *data, size_t size, const void *address, size_t address_size) {
+  ssize_t sent;
+
+  do
+    sent = sendto(fd, data, size, SEND_FLAGS, address, (socklen_t)address_size);
+  while (sent < 0 && errno == EINTR);
+  return sent >= 0 ? sent : errno == EAGAIN || errno == EWOULDBLOCK || errno == ENOBUFS ? UV_EAGAIN : failure();
 }
 
 int64_t os_write(int fd, const char *data, size_t size) {

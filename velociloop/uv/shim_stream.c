@@ -161,15 +161,24 @@ int64_t vl_stream_receive(vl_core *core, int64_t key, char *out, size_t room) {
   return size;
 }
 
+/* What uv_try_write() does for one buffer, by send(2) instead of write(2): a way through the kernel that is 1% of an echo
+ * shorter. */
 static int64_t try_write(vl_core *core, int64_t key, uv_buf_t bufs[], unsigned int count) {
   vl_handle *handle;
+  uv_os_fd_t fd;
   int64_t sent;
   int err = core_enter(core);
 
   if (err != 0)
     return err;
   handle = handle_find(core, key, VL_KIND_STREAM);
-  sent = handle == NULL ? VL_ERR_STALE : uv_try_write(&handle->uv.stream, bufs, count);
+  if (handle == NULL)
+    sent = VL_ERR_STALE;
+  else if (count == 1 && os_reads_sockets() && uv_stream_get_write_queue_size(&handle->uv.stream) == 0 &&
+           uv_fileno(&handle->uv.any, &fd) == 0)
+    sent = os_send((int)(intptr_t)fd, bufs[0].base, bufs[0].len, NULL, 0);
+  else
+    sent = uv_try_write(&handle->uv.stream, bufs, count);
   core_leave(core);
   return sent;
 }

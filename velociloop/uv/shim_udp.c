@@ -205,6 +205,7 @@ int64_t vl_udp_try_send(vl_core *core, int64_t key, const char *data, size_t siz
   const struct sockaddr *receiver;
   vl_handle *handle;
   uv_buf_t buf = request_buffer(data, size);
+  uv_os_fd_t fd;
   int64_t sent = core_enter(core);
 
   if (sent != 0)
@@ -214,7 +215,11 @@ int64_t vl_udp_try_send(vl_core *core, int64_t key, const char *data, size_t siz
     sent = VL_ERR_STALE;
   else
     sent = address_of(address, receiver_size, &room, &receiver);
-  if (sent == 0)
+  /* uv_udp_try_send() is sendmsg(2), a longer way through the kernel than sendto(2). */
+  if (sent == 0 && os_reads_sockets() && uv_udp_get_send_queue_count(&handle->uv.udp) == 0 &&
+      uv_fileno(&handle->uv.any, &fd) == 0)
+    sent = os_send((int)(intptr_t)fd, data, size, receiver, receiver_size);
+  else if (sent == 0)
     sent = uv_udp_try_send(&handle->uv.udp, &buf, 1, receiver);
   core_leave(core);
   return sent;

@@ -434,7 +434,9 @@ async def test_H4_one_grant_a_stream_and_turn() -> None:
     first = deliveries[0][0]
     assert {number for turn, number, _ in deliveries if turn == first} == set(range(streams))
     if is_ours():
-        assert max(size for _, _, size in deliveries) <= 65536
+        # The first read of a stream is one of 64 KiB, later ones have the room that asyncio gives at most.
+        assert max(size for turn, _, size in deliveries if turn == first) <= 65536
+        assert max(size for _, _, size in deliveries) <= 256 * 1024
     for transport in transports:
         transport.abort()
     await turns(6)

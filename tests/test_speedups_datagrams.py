@@ -212,7 +212,8 @@ def test_H1_interrupted(twin: str, debug: bool) -> None:
                 raise KeyboardInterrupt
 
     async def begin() -> None:
-        transport, protocol = made.append(await stack.enter_async_context(endpoint(Interrupted))) or made[0]
+        transport, protocol = await stack.enter_async_context(endpoint(Interrupted))
+        made.append((transport, protocol))
         for data in b"0", b"1", b"2", b"3":
             peer.sendto(data, transport.get_extra_info("sockname"))
         await in_time(came(protocol, 4))

@@ -129,7 +129,7 @@ async def test_somebody_else_has_read_it(twin: str, factory: Any) -> None:
     async with sender_of_much(factory) as (transport, protocol, peer):
         loop: Any = asyncio.get_running_loop()
         peer.sock.sendall(b"x" * MUCH)
-        stolen = []
+        stolen: list[bytes] = []
         process = loop._process_events
 
         def steal(events: Any) -> None:
@@ -413,7 +413,8 @@ async def test_no_reference_is_leaked(twin: str, factory: Any, size: int) -> Non
     async with raw_connection(factory, "unix") as (transport, protocol, peer):
         loop: Any = asyncio.get_running_loop()
         message = bytes(size)
-        shared = [transport, protocol, transport._read_context, transport._core, loop, getattr(protocol, "buffer", None)]
+        shared = [transport, protocol, transport._read_context, transport._core, loop]
+        shared += [protocol.buffer] if factory is Buffered else []
 
         async def repeat() -> None:
             for _ in range(REPETITIONS):

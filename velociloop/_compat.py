@@ -45,7 +45,8 @@ overrides or reads: ``_selector``, ``_ready``, ``_scheduled``, ``_stopping``, ``
 ``_close_self_pipe``, ``_make_socket_transport``, ``_make_ssl_transport``,
 ``_make_datagram_transport``, ``_start_serving``, ``_stop_serving``, ``_make_read_pipe_transport``,
 ``_make_write_pipe_transport``, ``_make_subprocess_transport``, ``_ensure_fd_no_transport``, ``_check_closed``,
-``_check_running``.  Of ``asyncio.Handle``: ``_run``, ``_cancelled``, ``_loop``, ``_callback``, ``_args``,
+``_check_running``, ``_add_reader``, ``_remove_reader``; of ``_transports`` also ``data``, the dict in a
+``WeakValueDictionary``.  Of ``asyncio.Handle``: ``_run``, ``_cancelled``, ``_loop``, ``_callback``, ``_args``,
 ``_source_traceback``; the accelerator fills all slots of ``Handle`` and ``TimerHandle`` itself, overrides
 ``_call_soon`` and ``_timer_handle_cancelled`` of the loop, and is the home of the loop's ``_closed``.
 """
@@ -97,11 +98,13 @@ __all__ = [
     "set_result_unless_cancelled",
     "ssl_protocol",
     "stream_buffer",
+    "weak_dict_of",
 ]
 
 if TYPE_CHECKING:
     import collections
     import socket
+    import weakref
     from contextlib import AbstractContextManager
 
     class BaseSubprocessTransport(asyncio.SubprocessTransport):
@@ -168,12 +171,15 @@ if TYPE_CHECKING:
         _signal_handlers: dict[int, asyncio.Handle]
         _stopping: bool
         _timer_cancelled_count: int
+        _transports: weakref.WeakValueDictionary[int, Any]
 
         def _run_once(self) -> None: ...
         def _check_closed(self) -> None: ...
         def _check_running(self) -> None: ...
         def _process_events(self, event_list: Any) -> None: ...
         def _stop_serving(self, sock: socket.socket) -> None: ...
+        def _add_reader(self, fd: Any, callback: Any, *args: Any) -> asyncio.Handle: ...
+        def _remove_reader(self, fd: Any) -> bool: ...
         def _make_datagram_transport(
             self, sock: Any, protocol: Any, address: Any = None, waiter: Any = None, extra: Any = None
         ) -> Any: ...
@@ -293,3 +299,9 @@ def execute_child_arguments(arguments: tuple[Any, ...]) -> dict[str, Any]:
 def popen_waitpid_lock(popen: "subprocess.Popen[Any]") -> "AbstractContextManager[Any]":
     """Return the lock that a thread holds from before it reaps the child until ``returncode`` says so."""
     return cast(Any, popen)._waitpid_lock  # type: ignore[no-any-return]
+
+
+def weak_dict_of(mapping: Any) -> dict[Any, Any]:
+    """Return the dict in a ``WeakValueDictionary``, which is asked for a key in a fraction of the time."""
+    found: dict[Any, Any] = mapping.data
+    return found

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVarTuple
 
-from ._compat import SSL_HANDSHAKE_TIMEOUT, SSL_SHUTDOWN_TIMEOUT, SelectorEventLoop
+from ._compat import SSL_HANDSHAKE_TIMEOUT, SSL_SHUTDOWN_TIMEOUT, SelectorEventLoop, weak_dict_of
 from ._platform import at_fork
 from .api import resolve, signals
 from .scheduling.callbacks import CallbackScope
@@ -65,7 +65,7 @@ class Loop(LoopBase, SelectorEventLoop):
         self._drain_handle = DrainHandle(self._dispatcher, self)
         self._uv_selector.before_wait = self._arm_wakeup
         self._uv_selector.on_foreign = self._adopt
-        self._waits.attach(self._uv_selector.watched, self._transports.data)
+        self._waits.attach(self._uv_selector.watched, weak_dict_of(self._transports))
         self._attach(
             self._core.pointer, self._core.address, self._scope, self._uv_selector, no_preparation, self._drain_handle
         )
@@ -220,26 +220,26 @@ class Loop(LoopBase, SelectorEventLoop):
 
     async def sock_recv(self, sock: Any, n: int) -> bytes:
         """See ``asyncio.loop.sock_recv``."""
-        found = None if self._debug else self._waits.receive(sock, n)
+        found: Any = None if self._debug else self._waits.receive(sock, n)
         if found is None:
             return await super().sock_recv(sock, n)
         if type(found) is bytes:
             return found
         try:
-            return await found.future
+            return await found.future  # type: ignore[no-any-return]
         except BaseException:
             self._waits.forget(found)
             raise
 
     async def sock_recv_into(self, sock: Any, buf: Any) -> int:
         """See ``asyncio.loop.sock_recv_into``."""
-        found = None if self._debug else self._waits.receive_into(sock, buf)
+        found: Any = None if self._debug else self._waits.receive_into(sock, buf)
         if found is None:
             return await super().sock_recv_into(sock, buf)
         if type(found) is int:
             return found
         try:
-            return await found.future
+            return await found.future  # type: ignore[no-any-return]
         except BaseException:
             self._waits.forget(found)
             raise
@@ -250,7 +250,7 @@ class Loop(LoopBase, SelectorEventLoop):
         return handle
 
     def _remove_reader(self, fd: Any) -> bool:
-        return bool(super()._remove_reader(fd)) or self._waits.displace(fd)
+        return super()._remove_reader(fd) or self._waits.displace(fd)
 
     # -- connections ----------------------------------------------------------------
 

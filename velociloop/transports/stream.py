@@ -126,7 +126,7 @@ class StreamTransport(SendingSide):
             context.run(self._fill_buffer, None)
             return
         data = self._core.receive(self._key)
-        if type(data) is int:
+        if isinstance(data, int):
             context.run(self._receive_failed, data)
         else:
             context.run(self._deliver_bytes, data)

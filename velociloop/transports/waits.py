@@ -156,7 +156,8 @@ class SocketWaits(WaitsBase, Owner):
         wait = Wait(fd, serial << _NUMBER_BITS | fd, self._loop.create_future(), operation, argument)
         status = self._core.arm_wait(fd, wait.token)
         if status < 0:
-            return self._not_armed(status)
+            self._not_armed(status)
+            return None
         self._pending[fd] = wait
         return wait
 
@@ -232,6 +233,6 @@ class SocketWaits(WaitsBase, Owner):
 
 if speedups is None:
     # Without a frame between.
-    SocketWaits.receive = SocketWaits._receive_in_python  # type: ignore[method-assign]
+    SocketWaits.receive = SocketWaits._receive_in_python  # type: ignore[method-assign, assignment]
 else:
     speedups.register_waits(SocketWaits, (Wait, socket.socket, _LARGEST_DIRECT_BYTES, _UNTRIED))

@@ -318,7 +318,10 @@ async def test_no_reference_is_leaked(twin: str) -> None:
             loop: Any = asyncio.get_running_loop()
             here, there = transport.get_extra_info("sockname"), peer.getsockname()
             message = bytes(600)
-            shared = [transport, protocol, transport._read_context, transport._scope, loop, message, there, None]
+            peer.sendto(message, here)
+            await came(protocol, 1)
+            _, address = protocol.received.pop()
+            shared = [transport, protocol, transport._read_context, transport._scope, loop, message, there, address]
 
             async def repeat() -> None:
                 for _ in range(REPETITIONS):
@@ -330,7 +333,7 @@ async def test_no_reference_is_leaked(twin: str) -> None:
 
             def counts() -> tuple[list[int], int]:
                 gc.collect()
-                return [sys.getrefcount(item) for item in shared[:-1]], sys.getallocatedblocks()
+                return [sys.getrefcount(item) for item in shared], sys.getallocatedblocks()
 
             await repeat()
             references, blocks = counts()

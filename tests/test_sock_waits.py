@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import socket
@@ -16,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from support import in_time, is_ours, turns, until
+from support import in_time, is_ours, tcp_socketpair, turns, until
 
 from velociloop._accelerator import accelerated
 from velociloop.scheduling.dispatch import Dispatcher
@@ -65,6 +66,16 @@ def waits_for(loop: Any, sock: socket.socket) -> bool:
     return sock.fileno() in {key.fd for key in loop._selector.get_map().values()}
 
 
+def leaves_no_watch(loop: Any, sock: socket.socket) -> bool:
+    """Neither here nor in the kernel."""
+    if is_ours(loop):
+        from velociloop.uv._ffi import lib
+
+        if lib.vl_wait_forget(loop._core.pointer, sock.fileno()) != -errno.ENOENT:
+            return False
+    return not waits_for(loop, sock)
+
+
 async def waiting(loop: Any, sock: socket.socket, receive: Receive) -> asyncio.Task[bytes]:
     task: asyncio.Task[bytes] = asyncio.ensure_future(receive(loop, sock))
     await until(lambda: waits_for(loop, sock))
@@ -102,7 +113,7 @@ async def test_cancelled(twin: str, receive: Receive, pair: Any) -> None:
         with pytest.raises(asyncio.CancelledError):
             await in_time(task)
         await turns(2)
-        assert not waits_for(loop, near)
+        assert leaves_no_watch(loop, near)
         if number % 2:
             assert await in_time(receive(loop, near)) == b"x"
     with pytest.raises(TimeoutError):
@@ -178,6 +189,8 @@ async def test_a_reader_takes_its_place(twin: str, receive: Receive, pair: Any) 
     called: list[bytes] = []
     task = await waiting(loop, near, receive)
     loop.add_reader(near, lambda: called.append(near.recv(10)))
+    if is_ours(loop):
+        assert near.fileno() not in loop._waits._pending  # type: ignore[attr-defined]
     far.send(b"x")
     await until(lambda: called)
     assert called == [b"x"]
@@ -188,6 +201,24 @@ async def test_a_reader_takes_its_place(twin: str, receive: Receive, pair: Any) 
     assert waits_for(loop, near)  # the reader is none of its business
     assert loop.remove_reader(near)
     assert not waits_for(loop, near)
+    assert not loop.remove_reader(near)
+
+
+@both
+async def test_it_takes_the_place_of_a_reader(twin: str, receive: Receive, pair: Any) -> None:
+    loop = asyncio.get_running_loop()
+    near, far = pair
+    called: list[int] = []
+    task = await waiting(loop, near, receive)  # it is known from before
+    far.send(b"x")
+    assert await in_time(task) == b"x"
+    loop.add_reader(near, called.append, 1)
+    task = asyncio.ensure_future(receive(loop, near))
+    await turns(3)
+    far.send(b"y")
+    assert await in_time(task) == b"y"
+    await turns(3)
+    assert not called
     assert not loop.remove_reader(near)
 
 
@@ -313,21 +344,19 @@ async def test_arguments(twin: str, pair: Any) -> None:
         await loop.sock_recv(near, 1)
 
 
-async def test_no_bytes_do_not_wait(twin: str, pair: Any) -> None:
-    """A socket without data, which was waited for before, answers 0 bytes at once."""
+async def test_no_bytes_do_not_wait(twin: str) -> None:
+    """A TCP socket without data, which was waited for before, answers 0 bytes at once."""
     loop: Any = asyncio.get_running_loop()
-    near, far = pair
-    for _ in range(2):
-        task = await waiting(loop, near, recv)
-        far.send(b"x")
-        assert await in_time(task) == b"x"
-    task = asyncio.ensure_future(loop.sock_recv(near, 0))
-    await turns(3)
-    if task.done():
-        assert task.result() == b""
-    else:  # recv(0) of a Unix socket without data is EAGAIN
-        far.send(b"y")
-        assert await in_time(task) == b""
+    near, far = tcp_socketpair()
+    with near, far:
+        near.setblocking(False)
+        for _ in range(2):
+            task = await waiting(loop, near, recv)
+            far.send(b"x")
+            assert await in_time(task) == b"x"
+        with pytest.raises(StopIteration) as ended:
+            loop.sock_recv(near, 0).send(None)
+        assert ended.value.value == b""
 
 
 async def test_a_subclass_goes_its_own_way(twin: str) -> None:

@@ -244,6 +244,36 @@ TEST(h14_batches_follow_the_size_of_the_last_datagram) {
   close_fd(peer);
 }
 
+/* Each is copied to a place that has room for it, in the next segment if it must. */
+TEST(h14_batches_of_many_sockets_fill_more_than_a_segment) {
+  enum { MANY = 24, LARGE = 60000 };
+  static char large[LARGE];
+  vl_core *core = open_core();
+  struct sockaddr_in here[MANY], there;
+  int64_t keys[MANY];
+  int peer = make_udp(&there);
+  int got = 0;
+  vl_record record;
+
+  for (int i = 0; i < MANY; i++) {
+    keys[i] = open_receiver(core, &here[i]);
+    fill_pattern(large, sizeof(large), 0, (unsigned)i);
+    send_datagram(peer, large, sizeof(large), &here[i]);
+  }
+  CHECK_EQ(vl_core_poll(core, WITHOUT_LIMIT), VL_POLL_RECORDS);
+  while (take(core, &record))
+    for (int i = 0; i < MANY; i++)
+      if (record.owner == keys[i]) {
+        fill_pattern(large, sizeof(large), 0, (unsigned)i);
+        check_datagram(core, &record, large, sizeof(large), &there);
+        got++;
+      }
+  CHECK_EQ(got, MANY);
+  CHECK_EQ(statistics_of(core).slab_segments, 2);
+  close_core(core);
+  close_fd(peer);
+}
+
 TEST(h14_5000_datagrams_all_arrive_in_constant_memory) {
   enum { TOTAL = 5000, BURST = 50 /* acknowledged, so that no socket buffer overflows */ };
   vl_core *core = open_core();
@@ -620,6 +650,7 @@ const test_case udp_tests[] = {
     CASE(h4_a_handle_takes_64_kib_and_one_datagram_more_in_a_poll),
     CASE(h4_a_flood_of_datagrams_does_not_keep_a_stream_waiting),
     CASE(h14_batches_follow_the_size_of_the_last_datagram),
+    CASE(h14_batches_of_many_sockets_fill_more_than_a_segment),
     CASE(h14_5000_datagrams_all_arrive_in_constant_memory),
     CASE(stopping_loses_and_reorders_nothing),
     CASE(an_error_is_a_record_and_receiving_goes_on),

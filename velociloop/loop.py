@@ -15,7 +15,7 @@ from typing import Any, TypeVarTuple
 
 from ._compat import SSL_HANDSHAKE_TIMEOUT, SSL_SHUTDOWN_TIMEOUT, SelectorEventLoop, weak_dict_of
 from ._platform import at_fork
-from .api import resolve, signals
+from .api import resolve, signals, sockets
 from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
 from .scheduling.turn import LoopBase, register_loop, run_once
@@ -30,7 +30,7 @@ __all__ = ["Loop", "Statistics", "new_event_loop"]
 
 
 @register_loop
-class Loop(LoopBase, SelectorEventLoop):
+class Loop(LoopBase, sockets.SocketMethods):
     """asyncio's selector event loop, with libuv as its selector and under its transports.
 
     Everything that asyncio documents is inherited or overridden; see docs/architecture.md for
@@ -215,42 +215,6 @@ class Loop(LoopBase, SelectorEventLoop):
             return await super().getnameinfo(sockaddr, flags)
         self._check_closed()
         return socket.getnameinfo(sockaddr, flags)
-
-    # -- sockets -------------------------------------------------------------------
-
-    async def sock_recv(self, sock: Any, n: int) -> bytes:
-        """See ``asyncio.loop.sock_recv``."""
-        found: Any = None if self._debug else self._waits.receive(sock, n)
-        if found is None:
-            return await super().sock_recv(sock, n)
-        if type(found) is bytes:
-            return found
-        try:
-            return await found.future  # type: ignore[no-any-return]
-        except BaseException:
-            self._waits.forget(found)
-            raise
-
-    async def sock_recv_into(self, sock: Any, buf: Any) -> int:
-        """See ``asyncio.loop.sock_recv_into``."""
-        found: Any = None if self._debug else self._waits.receive_into(sock, buf)
-        if found is None:
-            return await super().sock_recv_into(sock, buf)
-        if type(found) is int:
-            return found
-        try:
-            return await found.future  # type: ignore[no-any-return]
-        except BaseException:
-            self._waits.forget(found)
-            raise
-
-    def _add_reader(self, fd: Any, callback: Any, *args: Any) -> Any:
-        handle = super()._add_reader(fd, callback, *args)
-        self._waits.displace(fd)
-        return handle
-
-    def _remove_reader(self, fd: Any) -> bool:
-        return super()._remove_reader(fd) or self._waits.displace(fd)
 
     # -- connections ----------------------------------------------------------------
 

@@ -1,11 +1,53 @@
-"""How the file of a Python socket comes to libuv."""
+"""The loop's ``sock_recv`` and ``sock_recv_into``, and how the file of a Python socket comes to libuv."""
 
 import socket
 from typing import Any
 
+from .._compat import SelectorEventLoop
 from .._platform import duplicate_socket
+from ..transports.waits import SocketWaits
 
-__all__ = ["name_or_none", "take_descriptor"]
+__all__ = ["SocketMethods", "name_or_none", "take_descriptor"]
+
+
+class SocketMethods(SelectorEventLoop):
+    """Those of asyncio's socket methods that wait without a reader; the loop must provide ``_waits``."""
+
+    _waits: SocketWaits
+
+    async def sock_recv(self, sock: Any, n: int) -> bytes:
+        """See ``asyncio.loop.sock_recv``."""
+        found: Any = None if self._debug else self._waits.receive(sock, n)
+        if found is None:
+            return await super().sock_recv(sock, n)
+        if type(found) is bytes:
+            return found
+        try:
+            return await found.future  # type: ignore[no-any-return]
+        except BaseException:
+            self._waits.forget(found)
+            raise
+
+    async def sock_recv_into(self, sock: Any, buf: Any) -> int:
+        """See ``asyncio.loop.sock_recv_into``."""
+        found: Any = None if self._debug else self._waits.receive_into(sock, buf)
+        if found is None:
+            return await super().sock_recv_into(sock, buf)
+        if type(found) is int:
+            return found
+        try:
+            return await found.future  # type: ignore[no-any-return]
+        except BaseException:
+            self._waits.forget(found)
+            raise
+
+    def _add_reader(self, fd: Any, callback: Any, *args: Any) -> Any:
+        handle = super()._add_reader(fd, callback, *args)
+        self._waits.displace(fd)
+        return handle
+
+    def _remove_reader(self, fd: Any) -> bool:
+        return super()._remove_reader(fd) or self._waits.displace(fd)
 
 
 def name_or_none(getter: Any) -> Any:

@@ -82,6 +82,8 @@ static bool has_finalizer(PyTypeObject *type) {
 bool handles_are_plain(speedups_state *state) {
   PyTypeObject *type = state->handle_type;
 
+  if (type == NULL) /* the module was cleared, and this is a finalizer */
+    return false;
   if (type->tp_version_tag != 0 && type->tp_version_tag == state->handle_version)
     return true;
   if (has_finalizer(type) || !has_still(type, "_run", state->handle_run) ||
@@ -94,6 +96,8 @@ bool handles_are_plain(speedups_state *state) {
 bool timers_are_plain(speedups_state *state) {
   PyTypeObject *type = state->timer_type;
 
+  if (type == NULL || state->handle_type == NULL)
+    return false;
   if (type->tp_version_tag != 0 && type->tp_version_tag == state->timer_version)
     return true;
   if (!has_still(type, "_run", state->timer_run) || !has_still(type, "__init__", state->timer_init) ||
@@ -220,7 +224,8 @@ void handle_done(loop_object *loop, PyObject *handle) {
   Py_CLEAR(SLOT(handle, slot->callback));
   Py_CLEAR(SLOT(handle, slot->args));
   /* What was just released may have run Python code, which may have asked gc for all objects, or scheduled. */
-  if (Py_REFCNT(handle) != 1 || *count == SPARE_HANDLES || !is_untouched(state, loop, handle, timer)) {
+  if (Py_REFCNT(handle) != 1 || *count == SPARE_HANDLES || *PyObject_GET_WEAKREFS_LISTPTR(handle) != NULL ||
+      !is_untouched(state, loop, handle, timer)) {
     Py_DECREF(handle);
     return;
   }

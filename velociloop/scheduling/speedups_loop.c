@@ -110,9 +110,15 @@ PyObject *loop_delegate(loop_object *loop, PyObject *name, PyObject *const *args
 int ready_append(speedups_state *state, PyObject *ready, PyObject *handle) {
   PyObject *result;
 
+  if (ready == NULL) {
+    PyErr_SetString(PyExc_AttributeError, "_ready");
+    return -1;
+  }
   if (Py_IS_TYPE(ready, state->queue_type))
     return queue_append((queue_object *)ready, handle);
+  Py_INCREF(ready);
   result = PyObject_CallMethodOneArg(ready, state->str_append, handle);
+  Py_DECREF(ready);
   Py_XDECREF(result);
   return result == NULL ? -1 : 0;
 }
@@ -221,11 +227,16 @@ static PyObject *loop__call_soon(PyObject *self, PyObject *const *args, Py_ssize
 static PyObject *at(loop_object *loop, PyObject *when, PyObject *callback, PyObject *args, PyObject *context) {
   speedups_state *state = loop->state;
   PyObject *timer = args == NULL ? NULL : timer_make(loop, when, callback, args, context);
-  PyObject *scheduled = Py_NewRef(loop->scheduled);
+  /* Now, since making it may have run finalizers. */
+  PyObject *scheduled = Py_XNewRef(loop->scheduled);
 
+  if (timer != NULL && (scheduled == NULL || !PyList_Check(scheduled))) {
+    PyErr_SetString(PyExc_TypeError, "the loop's _scheduled must be a list");
+    Py_CLEAR(timer);
+  }
   if (timer != NULL && (timers_push(state, scheduled, timer) < 0 || timer_set_scheduled(state, timer, Py_True) < 0))
     Py_CLEAR(timer);
-  Py_DECREF(scheduled);
+  Py_XDECREF(scheduled);
   return timer;
 }
 

@@ -128,19 +128,38 @@ static PyObject *as_list(queue_object *queue) {
   return list;
 }
 
-static PyObject *method_remove(PyObject *self, PyObject *item) {
-  queue_object *queue = (queue_object *)self;
-  PyObject *items = as_list(queue);
-  PyObject *found = items == NULL ? NULL : PyObject_CallMethod(items, "remove", "O", item);
-  PyObject *result = NULL;
+/* Takes out the first item that is this object; false if there is none. */
+static bool take_out(queue_object *queue, PyObject *item) {
+  Py_ssize_t i = 0;
 
-  Py_XDECREF(found);
-  if (found != NULL) {
-    (void)queue_clear(self);
-    result = method_extend(self, items);
+  while (i < queue->count && *place(queue, i) != item)
+    i++;
+  if (i == queue->count)
+    return false;
+  for (queue->count--; i < queue->count; i++)
+    *place(queue, i) = *place(queue, i + 1);
+  Py_DECREF(item);
+  return true;
+}
+
+/* A TimerHandle's == is Python code, during which other threads may append and callbacks may be taken: so it is asked on
+ * a copy, and the queue loses that one object and nothing else. */
+static PyObject *method_remove(PyObject *self, PyObject *item) {
+  PyObject *items = as_list((queue_object *)self);
+  Py_ssize_t i, count = items == NULL ? 0 : PyList_GET_SIZE(items);
+  int equal = items == NULL ? -1 : 0;
+
+  for (i = 0; equal == 0 && i < count; i++) {
+    equal = PyObject_RichCompareBool(PyList_GET_ITEM(items, i), item, Py_EQ);
+    if (equal > 0 && !take_out((queue_object *)self, PyList_GET_ITEM(items, i))) {
+      PyErr_SetString(PyExc_IndexError, "ReadyQueue mutated during remove()");
+      equal = -1;
+    }
   }
+  if (equal == 0)
+    PyErr_SetString(PyExc_ValueError, "ReadyQueue.remove(x): x not in ReadyQueue");
   Py_XDECREF(items);
-  return result;
+  return equal > 0 ? Py_NewRef(Py_None) : NULL;
 }
 
 static Py_ssize_t queue_length(PyObject *self) {
@@ -193,10 +212,15 @@ static PyObject *queue_compare(PyObject *self, PyObject *other, int op) {
 }
 
 static PyObject *queue_repr(PyObject *self) {
-  PyObject *items = as_list((queue_object *)self);
-  PyObject *result = items == NULL ? NULL : PyUnicode_FromFormat("ReadyQueue(%R)", items);
+  PyObject *items, *result;
+  int within = Py_ReprEnter(self);
 
+  if (within != 0)
+    return within < 0 ? NULL : PyUnicode_FromString("[...]");
+  items = as_list((queue_object *)self);
+  result = items == NULL ? NULL : PyUnicode_FromFormat("ReadyQueue(%R)", items);
   Py_XDECREF(items);
+  Py_ReprLeave(self);
   return result;
 }
 

@@ -31,8 +31,7 @@ static int scope_clear(PyObject *self) {
 
   scope->core = NULL;
   Py_CLEAR(scope->core_owner);
-  Py_CLEAR(scope->corked);
-  return 0;
+  return 0; /* corked, which the methods rely on, is a list: the collector empties it */
 }
 
 static void scope_dealloc(PyObject *self) {
@@ -40,6 +39,7 @@ static void scope_dealloc(PyObject *self) {
 
   PyObject_GC_UnTrack(self);
   (void)scope_clear(self);
+  Py_CLEAR(((scope_object *)self)->corked);
   type->tp_free(self);
   Py_DECREF(type);
 }

@@ -17,7 +17,9 @@ int timer_when(speedups_state *state, PyObject *timer, double *when) {
     *when = PyFloat_AS_DOUBLE(SLOT(timer, state->slot.when));
     return 0;
   }
+  Py_INCREF(timer); /* his attribute may do anything to the list that has it */
   found = PyObject_GetAttr(timer, state->str__when);
+  Py_DECREF(timer);
   if (found == NULL)
     return -1;
   *when = PyFloat_AsDouble(found);

@@ -60,12 +60,45 @@ static int turn_is_plain(loop_object *loop) {
 
 /* -- waiting ---------------------------------------------------------------------- */
 
+/* loop.time() + loop._clock_resolution: what is due before this is due now.  Callbacks and patched clocks may have put
+ * anything there since the turn was found plain. */
+static int find_end_time(loop_object *loop, double *end) {
+  PyObject *resolution;
+  double now, step;
+
+  if (loop_clock(loop, &now) < 0)
+    return -1;
+  resolution = Py_XNewRef(loop->clock_resolution);
+  if (resolution == NULL) {
+    PyErr_SetString(PyExc_AttributeError, "_clock_resolution");
+    return -1;
+  }
+  step = PyFloat_AsDouble(resolution);
+  Py_DECREF(resolution);
+  *end = now + step;
+  return step == -1.0 && PyErr_Occurred() ? -1 : 0;
+}
+
+/* Whether the loop is to stop: 1, 0, or -1. */
+static int is_stopping(loop_object *loop) {
+  PyObject *stopping = Py_XNewRef(loop->stopping);
+  int result;
+
+  if (stopping == NULL) {
+    PyErr_SetString(PyExc_AttributeError, "_stopping");
+    return -1;
+  }
+  result = PyObject_IsTrue(stopping);
+  Py_DECREF(stopping);
+  return result;
+}
+
 /* The timeout in nanoseconds as vl_core_poll() takes it: -1 without limit.  *seconds says the same as a float. */
 static int find_timeout(loop_object *loop, queue_object *ready, PyObject *scheduled, int64_t *timeout_ns,
                         double *seconds) {
   speedups_state *state = loop->state;
   double when, now;
-  int stopping = PyObject_IsTrue(loop->stopping);
+  int stopping = is_stopping(loop);
 
   *timeout_ns = 0;
   *seconds = 0.0;
@@ -148,10 +181,8 @@ static int poll(loop_object *loop, queue_object *ready, PyObject *scheduled) {
 static int take_due_timers(loop_object *loop, queue_object *ready, PyObject *scheduled) {
   speedups_state *state = loop->state;
   double end, when;
-  int result = loop_clock(loop, &end);
+  int result = find_end_time(loop, &end);
 
-  if (result == 0)
-    end += PyFloat_AS_DOUBLE(loop->clock_resolution);
   while (result == 0 && PyList_GET_SIZE(scheduled) > 0) {
     PyObject *timer;
 
@@ -188,8 +219,12 @@ static int run_next(loop_object *loop, queue_object *ready) {
     if (result == 0 && PyList_GET_SIZE(scope->corked) > 0)
       result = scope_end(scope);
   }
+  if (result < 0) { /* handle_done() may ask types, with no exception set */
+    Py_DECREF(handle);
+    return -1;
+  }
   handle_done(loop, handle);
-  return result < 0 ? -1 : 0;
+  return 0;
 }
 
 static int run_ready(loop_object *loop, queue_object *ready) {
@@ -224,13 +259,13 @@ static int run_turn(loop_object *loop, queue_object *ready, PyObject *scheduled)
 
 /* Whether a timer is due: 1, 0, or -1. */
 static int is_timer_due(loop_object *loop, PyObject *scheduled) {
-  double when, now;
+  double when, end;
 
   if (PyList_GET_SIZE(scheduled) == 0)
     return 0;
-  if (timer_when(loop->state, PyList_GET_ITEM(scheduled, 0), &when) < 0 || loop_clock(loop, &now) < 0)
+  if (timer_when(loop->state, PyList_GET_ITEM(scheduled, 0), &when) < 0 || find_end_time(loop, &end) < 0)
     return -1;
-  return !(when >= now + PyFloat_AS_DOUBLE(loop->clock_resolution)); /* NaN is due, as asyncio asks */
+  return !(when >= end); /* NaN is due, as asyncio asks */
 }
 
 /* The number of attributes of the instance itself: a replacement is one more. */

@@ -76,12 +76,20 @@ class Harness:
             names.append("velociloop-debug")
         if item.get_closest_marker("both_roads") is not None:
             names.append("velociloop-uv")
-        if item.get_closest_marker("ours") is None:
+        if item.get_closest_marker("ours") is None and not item.config.getoption("--without-oracle"):
             names.append("asyncio")
         return {name: self.factory(name) for name in names}
 
 
 harness = Harness()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--without-oracle",
+        action="store_true",
+        help="not on the standard library's loop: for a variant of a Python version whose oracle is run elsewhere",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import weakref
 from asyncio import sslproto
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import HANG_S, LOCALHOST, Echo, Recorder, in_time, is_ours, pair, serving, turns, until
 from tls_support import Peer, Wire
+
+from velociloop._accelerator import speedups
 
 if TYPE_CHECKING:
     import trustme
@@ -280,6 +283,10 @@ async def test_a_refused_certificate_leaves_no_cycle(
     loop = asyncio.get_running_loop()
     if loop.get_debug():
         pytest.skip("the log keeps the exception")
+    if entry == "create_connection" and speedups is None and sys.version_info < (3, 14, 10):
+        # Its waiter has the exception, whose traceback has the coroutine's frame, which has the waiter (gh-159049); by
+        # the frames below the traceback's last, the transport's is in that cycle.  In C there is no such frame.
+        pytest.skip("asyncio's create_connection leaves a cycle")
     transports: list[weakref.ref[Any]] = []
     connection_made = TlsProtocol.connection_made
 

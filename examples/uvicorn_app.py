@@ -65,6 +65,7 @@ if __name__ == "__main__":
         lifespan="off",
         log_level="warning",
         timeout_graceful_shutdown=1,
+        timeout_keep_alive=75,  # seconds, as aiohttp's: 5 are few for a browser that is being read from
     )
     with socket.create_server(("127.0.0.1", arguments.port)) as listener:
         host, port = listener.getsockname()

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import gc
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -329,7 +330,9 @@ async def test_arguments(twin: str, pair: Any) -> None:
     assert await loop.sock_recv(near, 3) == b"012"
     assert await loop.sock_recv(near, True) == b"3"
     assert await loop.sock_recv(near, 1 << 20) == b"456789"
-    with pytest.raises(ValueError, match="negative buffersize"):
+    with pytest.raises(ValueError, match="negative") as plain:
+        near.recv(-1)
+    with pytest.raises(ValueError, match=re.escape(str(plain.value))):
         await loop.sock_recv(near, -1)
     with pytest.raises(TypeError):
         await loop.sock_recv(near, "1")
@@ -350,6 +353,10 @@ async def test_no_bytes_do_not_wait(twin: str) -> None:
     near, far = tcp_socketpair()
     with near, far:
         near.setblocking(False)
+        try:
+            near.recv(0)
+        except BlockingIOError:
+            pytest.skip("this Python's sockets wait for 0 bytes, too")
         for _ in range(2):
             task = await waiting(loop, near, recv)
             far.send(b"x")

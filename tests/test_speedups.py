@@ -339,6 +339,7 @@ def test_a_handle_that_somebody_has_is_never_used_again(loop: Any) -> None:
     identity = id(watched)
     del watched
     run_turns(loop, 1)
+    gc.collect()
     assert seen() is None
     later = [loop.call_soon(len, str(number), context=context) for number in range(300)]
     assert held not in later

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import shutil
 import socket
@@ -15,7 +16,7 @@ from asyncio import sslproto
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import HANG_S, LOCALHOST, Echo, Recorder, in_time, is_ours, pair, serving, turns, until
+from support import HANG_S, LOCALHOST, Echo, HandlerCalls, Recorder, in_time, is_ours, pair, serving, turns, until
 from tls_support import Peer, Wire
 
 from velociloop._accelerator import speedups
@@ -269,6 +270,34 @@ async def test_the_hostname_of_an_address(authority: trustme.CA | Authority, cli
         w.exchange()
         assert (w.waiter.exception() is None) is good
         await w.end()
+
+
+async def test_a_failed_handshake_disturbs_no_other_connection(
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    authority: trustme.CA | Authority,
+    handler_calls: HandlerCalls,
+) -> None:
+    """PyPy's ssl leaves its error to whatever calls OpenSSL next."""
+    loop = asyncio.get_running_loop()
+    if not is_ours(loop) and sys.implementation.name == "pypy":
+        pytest.skip("there, with asyncio's layer, it does")
+    strict = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    strict.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(strict)
+    authority.issue_cert("localhost").configure_cert(strict)
+    async with serving(Echo, ssl=server_tls) as (_, good), serving(Recorder, ssl=strict) as (_, refusing):
+        reader, writer = await asyncio.open_connection(*good, ssl=client_tls, server_hostname="localhost")
+        for number in range(5):
+            # With TLS 1.3 a client hears of the refusal when it reads.
+            with contextlib.suppress(ssl.SSLError, ConnectionError):
+                other, _ = await asyncio.open_connection(*refusing, ssl=client_tls, server_hostname="localhost")
+                assert await in_time(other.read(1)) == b""
+            writer.write(b"%d" % number)
+            assert await in_time(reader.read(10)) == b"%d" % number
+        writer.close()
+        await writer.wait_closed()
+    handler_calls.clear()  # in debug mode, refused clients are reported
 
 
 @pytest.mark.skipif(not hasattr(gc, "freeze"), reason="this collector counts no references")

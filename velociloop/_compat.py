@@ -38,6 +38,8 @@ of ``SSLProtocol`` are read.
 Of ``subprocess.Popen``: ``_execute_child`` and ``_try_wait`` are overridden (the latter is called with
 ``_waitpid_lock`` held), ``_close_pipe_fds`` and ``_child_created`` are what the first of them owes.
 
+Of PyPy's ``ssl``: ``_cffi_ssl._stdssl.lib.ERR_clear_error``.
+
 Attributes and methods of ``asyncio.SelectorEventLoop`` that :class:`velociloop.Loop`
 overrides or reads: ``_selector``, ``_ready``, ``_scheduled``, ``_stopping``, ``_debug``,
 ``_clock_resolution``, ``_timer_cancelled_count``, ``_transports``, ``_signal_handlers``,
@@ -52,6 +54,7 @@ overrides or reads: ``_selector``, ``_ready``, ``_scheduled``, ``_stopping``, ``
 """
 
 import asyncio
+import importlib
 import inspect
 import subprocess
 from asyncio import (
@@ -91,6 +94,7 @@ __all__ = [
     "TransportSocket",
     "execute_child_arguments",
     "format_callback_source",
+    "openssl_error_queue_cleaner",
     "popen_waitpid_lock",
     "replace_new_event_loop",
     "server_attach",
@@ -242,6 +246,20 @@ def server_detach(server: Any, transport: Any) -> None:
 def ssl_protocol() -> Any:
     """Return asyncio's TLS layer, or what somebody has put in its place."""
     return sslproto.SSLProtocol
+
+
+def openssl_error_queue_cleaner() -> Callable[[], object]:
+    """Return what to call after a TLS error, before the next call into OpenSSL.
+
+    PyPy's ssl leaves the errors of a failed handshake in OpenSSL's queue, one for the thread: the next read of
+    another connection then fails with them.  CPython's empties it.
+    """
+    try:
+        lib = importlib.import_module("_cffi_ssl._stdssl").lib
+    except ImportError:
+        return lambda: None
+    cleaner: Callable[[], object] = lib.ERR_clear_error
+    return cleaner
 
 
 def stream_buffer(protocol: asyncio.StreamReaderProtocol) -> "bytearray | None":

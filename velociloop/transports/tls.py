@@ -20,6 +20,7 @@ from .._compat import (
     SSL_HANDSHAKE_TIMEOUT,
     SSL_READ_HIGH_WATER_KIB,
     SSL_SHUTDOWN_TIMEOUT,
+    openssl_error_queue_cleaner,
 )
 from .states import TlsState, Told
 from .tls_sending import AGAIN, TlsSending
@@ -27,6 +28,8 @@ from .tls_transport import SSLTransport, water_marks
 
 if TYPE_CHECKING:
     from ..scheduling.callbacks import CallbackScope
+
+forget_openssl_errors = openssl_error_queue_cleaner()
 
 __all__ = ["TlsProtocol"]
 
@@ -364,6 +367,7 @@ class TlsProtocol(TlsSending):
             self._transport._force_close(exc)
 
     def _fatal_error(self, exc: BaseException, message: str = "Fatal error on transport") -> None:
+        forget_openssl_errors()
         if self._transport is not None:
             self._transport._force_close(exc)
         if isinstance(exc, OSError):

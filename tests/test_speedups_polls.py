@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -211,3 +213,98 @@ class TestUnpolledTurns:
         os.close(near)
         os.close(far)
         assert seen[0] <= 34  # one row of unpolled turns until the poll that finds it, one at most before
+
+
+class Counting(asyncio.Protocol):
+    """Counts polls in the turn of its data and in those behind it; then leaves."""
+
+    def __init__(self, loop: Any, turns: int) -> None:
+        self.loop, self.left = loop, turns
+        self.polls: list[int] = []
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.step()
+
+    def step(self) -> None:
+        self.polls.append(self.loop.statistics().polls)
+        self.left -= 1
+        if self.left:
+            self.loop.call_soon(self.step)
+        else:
+            self.transport.abort()
+            self.loop.call_soon(self.loop.stop)
+
+
+def polls_from_input_on(loop: Any, turns: int, change: Callable[[Counting], Any] | None = None) -> list[int]:
+    """The numbers of polls in the turn of a transport's input and in those behind it, from 0 on."""
+    near, far = socket.socketpair()
+    protocol = Counting(loop, turns)
+
+    async def begin() -> None:
+        await loop.create_connection(lambda: protocol, sock=near)
+        await asyncio.sleep(0.01)  # it waits, without anything ready
+        if change is not None:
+            change(protocol)
+        far.send(b"x")
+
+    task = loop.create_task(begin())
+    loop.run_forever()
+    far.close()
+    task.result()
+    loop.run_until_complete(asyncio.sleep(0))
+    return [number - protocol.polls[0] for number in protocol.polls]
+
+
+@needs_speedups
+@pytest.mark.ours("asyncio polls in every turn")
+class TestTheTurnBehindRecords:
+    """Whom completions have woken answers before the next poll."""
+
+    def test_H2_one_turn_and_no_more(self, loop: Any) -> None:
+        assert polls_from_input_on(loop, 6) == [0, 0, 1, 2, 3, 4]
+
+    def test_H2_not_while_something_is_being_sent(self, loop: Any) -> None:
+        def fill(protocol: Counting) -> None:
+            while not protocol.transport.get_write_buffer_size():
+                protocol.transport.write(bytes(1 << 20))
+
+        assert polls_from_input_on(loop, 4, fill) == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize("name", ["_run_once", "time", "_process_events"])
+    def test_H2_nothing_is_patched(self, loop: Any, name: str) -> None:
+        original = getattr(loop, name)
+        assert polls_from_input_on(loop, 4, lambda protocol: setattr(loop, name, original)) == [0, 1, 2, 3]
+        delattr(loop, name)
+
+    def test_H2_a_due_timer_does_not_wait(self, loop: Any) -> None:
+        ran: list[int] = []
+
+        class Timed(Counting):
+            def data_received(self, data: bytes) -> None:
+                loop.call_later(0, lambda: ran.append(len(self.polls)))
+                self.step()
+
+        with mock.patch(f"{__name__}.Counting", Timed):
+            assert polls_from_input_on(loop, 4) == [0, 1, 2, 3]
+        assert ran == [2]  # in the next turn, behind what was ready
+
+    def test_H2_stop_ends_the_run_with_its_turn(self, loop: Any) -> None:
+        ran: list[int] = []
+
+        class Stopping(Counting):
+            def data_received(self, data: bytes) -> None:
+                loop.call_soon(ran.append, 1)
+                loop.stop()
+                self.transport.abort()
+
+        near, far = socket.socketpair()
+        loop.run_until_complete(loop.create_connection(lambda: Stopping(loop, 1), sock=near))
+        far.send(b"x")
+        loop.run_forever()
+        far.close()
+        assert ran == []
+        run_turns(loop, 2)
+        assert ran == [1]

@@ -171,7 +171,7 @@ def test_cancel_waits_for_a_callback_that_has_begun(loop: Any) -> None:
         cancelled.set()
 
     handle = loop.call_soon_threadsafe(callback)
-    assert type(handle) is asyncio.events._ThreadSafeHandle  # type: ignore[attr-defined]
+    assert isinstance(handle, asyncio.events._ThreadSafeHandle)  # type: ignore[attr-defined]
     thread = threading.Thread(target=cancel)
     thread.start()
     run_turns(loop, 1)

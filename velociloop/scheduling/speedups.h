@@ -39,7 +39,7 @@
   X(_buffer_failed) X(_buffer_updated_failed) X(_interrupted) X(_deliver_rest) X(on_datagram)         \
   X(datagram_received) X(_datagram_in_python) X(_report_callback) X(_sendto_in_python)                \
   X(_send_failed) X(on_wait) X(fileno) X(recv) X(done) X(set_result) X(create_future)                 \
-  X(_receive_in_python) X(_operation_failed) X(_not_armed)
+  X(_receive_in_python) X(_operation_failed) X(_not_armed) X(create_task) X(loop) X(name) X(Task)
 
 /* Slots of StreamTransport, without the leading underscore. */
 #define STREAM_SLOTS(X)                                                                               \
@@ -116,12 +116,20 @@ typedef struct {
   PyTypeObject *safe_type;      /* asyncio's _ThreadSafeHandle */
   PyObject *safe_run, *safe_init, *safe_new;
   unsigned int safe_version;
-  Py_ssize_t safe_lock;         /* its slot _lock */
-  PyTypeObject *lock_type;      /* of what is there */
+  PyTypeObject *fast_safe_type; /* ours, which is its own lock */
+  PyObject *make_lock;          /* _thread.allocate_lock */
 
   PyTypeObject *deque_type;
   PyTypeObject *queue_type;     /* ReadyQueue */
   PyObject *time_names;         /* time.__dict__ */
+  PyObject *monotonic;          /* time.monotonic, as it was found, */
+  PyCFunction monotonic_function; /* and what it then called; NULL if it was no C function */
+  PyObject *task_names;         /* asyncio.tasks.__dict__ */
+  PyObject *base_create_task;   /* BaseEventLoop's, as it was found; the type's version, when that was last seen to be so */
+  unsigned int create_task_version;
+  PyObject *context_keyword;    /* the last ("context",) that came: tasks in C have one of their own, not interned; or NULL */
+  /* Task()'s keywords for create_task()'s: for none, and for the last other ones. */
+  PyObject *loop_keyword, *given_keywords, *task_keywords;
   PyObject *base_loop;          /* asyncio.BaseEventLoop */
   PyObject *base_methods[LOOP_METHODS];
   PyObject *loop_methods[LOOP_METHODS];  /* velociloop.Loop's; NULL until register_loop() */
@@ -177,14 +185,19 @@ typedef struct {
   vl_core *core;
 } scope_object;
 
-/* So many Handles, and timers, whose callbacks have run wait for the next call_soon(), or call_later(). */
+/* So many handles of a type whose callbacks have run wait for the next call_soon() or its like. */
 #define SPARE_HANDLES 1024
+enum { SPARE_HANDLE, SPARE_TIMER, SPARE_SAFE, SPARE_KINDS };
+typedef struct {
+  int count;
+  PyObject *items[SPARE_HANDLES];
+} spare_handles;
 
 /* LoopBase: the part of velociloop.Loop that C looks at. */
 typedef struct {
   PyObject_HEAD
   /* asyncio's attributes of these names, whose home this is; NULL: not set. */
-  PyObject *ready, *scheduled, *selector, *clock_resolution, *stopping, *debug, *closed;
+  PyObject *ready, *scheduled, *selector, *clock_resolution, *stopping, *debug, *closed, *task_factory;
   Py_ssize_t timer_cancelled_count;
   speedups_state *state;        /* borrowed: see above */
   unsigned int version;         /* of the type, when its methods were last seen to be the ones we know; 0: never */
@@ -195,14 +208,15 @@ typedef struct {
   PyObject *uv_selector;        /* velociloop's own, which _selector is unless somebody put another there */
   unsigned int selector_version;
   PyObject *selector_select;    /* what its type had at attach() */
+  Py_ssize_t own_count, selector_own_count; /* attributes of the instances at attach(), none of which C looks for; -1: not known */
   PyObject *no_preparation;     /* its before_wait while there is nothing to do */
   PyObject *drain_handle;
   /* H2: when the kernel may be left unpolled. */
   Py_ssize_t quiet_polls;       /* in a row, of this run, that found nothing; -1: outside of run_forever() */
+  char only_records;            /* whether that is all that the last poll has found */
   int depth;                    /* turns on the stack */
   uint64_t polled_at;           /* by vl_exports.now(), in nanoseconds */
-  int spare_count, spare_timer_count;
-  PyObject *spare[SPARE_HANDLES], *spare_timer[SPARE_HANDLES];
+  spare_handles spare[SPARE_KINDS];
 } loop_object;
 
 /* -- compatibility (speedups_module.c) ---------------------------------------------------- */
@@ -221,6 +235,9 @@ speedups_state *speedups_state_by_type(PyTypeObject *type);
 int served_learn(served_class *served, PyObject *type, PyObject *method_name);
 /* Whether the object is one of this class whose method is the one that we know (H3). */
 bool served_is_plain(served_class *served, PyObject *owner);
+
+/* Whether it is the function of this class and name in its source, not one that somebody has put in its place. */
+bool speedups_is_original(PyObject *function, const char *class_name, const char *name);
 
 /* The offset of a type's slot; -1 with ImportError. */
 int speedups_slot_offset(PyTypeObject *type, const char *name, Py_ssize_t *offset);
@@ -244,10 +261,20 @@ PyObject *safe_handle_make(loop_object *loop, PyObject *callback, PyObject *args
 PyObject *timer_make(loop_object *loop, PyObject *when, PyObject *callback, PyObject *args, PyObject *context);
 /* As handle._run().  -1: an exception that must rise. */
 int handle_run(speedups_state *state, PyObject *handle);
+/* The same, of one whose class has the Handle._run() that we know. */
+int handle_run_plain(speedups_state *state, PyObject *handle);
 /* 1 if it was cancelled, 0, or -1. */
 int handle_is_cancelled(speedups_state *state, PyObject *handle);
 /* Takes the reference of a handle that has run, for the next handle_make() if nobody else has one. */
 void handle_done(loop_object *loop, PyObject *handle);
+
+/* -- thread-safe handles (speedups_safe.c) ---------------------------------------------- */
+
+/* NULL where Python has no room for our fields in an object of asyncio's. */
+PyType_Spec *speedups_safe_spec(void);
+int safe_handle_run(speedups_state *state, PyObject *handle);
+/* Whether no thread is inside. */
+bool safe_handle_is_idle(speedups_state *state, PyObject *handle);
 
 /* -- the ready queue (speedups_queue.c) ------------------------------------------------- */
 
@@ -258,6 +285,8 @@ PyObject *queue_popleft(queue_object *queue);
 
 int timers_push(speedups_state *state, PyObject *list, PyObject *timer);
 PyObject *timers_pop(speedups_state *state, PyObject *list);
+/* Takes the last item away. */
+int timers_drop_last(PyObject *list);
 /* Drops cancelled ones, as asyncio's turn does. */
 int timers_drop_cancelled(loop_object *loop, PyObject *list);
 /* When it is due, by the loop's clock. */
@@ -280,6 +309,10 @@ int loop_learn(speedups_state *state);
 bool loop_is_plain(loop_object *loop);
 /* 1 if the instance itself has an attribute of this name, 0, or -1. */
 int loop_has_own(loop_object *loop, PyObject *name);
+/* The same, of an object that had own_count attributes and none of these names; other may be NULL. */
+int speedups_has_own(PyObject *object, Py_ssize_t own_count, PyObject *name, PyObject *other);
+/* The number of an instance's own attributes. */
+Py_ssize_t speedups_count_own(PyObject *object);
 /* What super().name(...) would return. */
 PyObject *loop_delegate(loop_object *loop, PyObject *name, PyObject *const *args, Py_ssize_t nargs,
                         PyObject *kwnames);
@@ -290,6 +323,17 @@ int loop_timer_cancelled(loop_object *loop, PyObject *timer);
 /* Appends to a ready queue. */
 int ready_append(speedups_state *state, PyObject *ready, PyObject *handle);
 PyObject *loop_run_once(PyObject *self, PyObject *ignored);
+
+/* The methods that schedule (speedups_schedule.c). */
+PyObject *loop_call_soon(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
+PyObject *loop_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
+PyObject *loop__call_soon(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
+PyObject *loop_call_at(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
+PyObject *loop_call_later(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
+PyObject *loop_create_task(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
+PyObject *loop_timer_handle_cancelled(PyObject *self, PyObject *timer);
+PyObject *loop_time(PyObject *self, PyObject *ignored);
+PyObject *loop_get_debug(PyObject *self, PyObject *ignored);
 
 int scope_end(scope_object *scope);
 int scope_suspend(scope_object *scope);

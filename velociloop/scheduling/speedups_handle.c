@@ -22,10 +22,10 @@ int speedups_slot_offset(PyTypeObject *type, const char *name, Py_ssize_t *offse
 }
 
 /* A method of asyncio's own, not somebody's replacement from before we came. */
-static PyObject *original(PyTypeObject *type, const char *name) {
+static PyObject *original(PyTypeObject *type, const char *class_name, const char *name) {
   PyObject *found = PyObject_GetAttrString((PyObject *)type, name);
 
-  if (found != NULL && !PyFunction_Check(found)) {
+  if (found != NULL && !speedups_is_original(found, class_name, name)) {
     PyErr_Format(PyExc_ImportError, "%s.%s is not asyncio's own", type->tp_name, name);
     Py_CLEAR(found);
   }
@@ -43,21 +43,20 @@ int handles_learn(speedups_state *state) {
       speedups_slot_offset(handle, "_repr", &slot->repr) < 0 || speedups_slot_offset(handle, "_context", &slot->context) < 0 ||
       speedups_slot_offset(timer, "_scheduled", &slot->scheduled) < 0 || speedups_slot_offset(timer, "_when", &slot->when) < 0)
     return -1;
-  if ((state->handle_run = original(handle, "_run")) == NULL ||
-      (state->handle_init = original(handle, "__init__")) == NULL ||
+  if ((state->handle_run = original(handle, "Handle", "_run")) == NULL ||
+      (state->handle_init = original(handle, "Handle", "__init__")) == NULL ||
       (state->handle_new = PyObject_GetAttrString((PyObject *)handle, "__new__")) == NULL ||
-      (state->handle_cancel = original(handle, "cancel")) == NULL ||
-      (state->timer_run = original(timer, "_run")) == NULL ||
-      (state->timer_init = original(timer, "__init__")) == NULL ||
+      (state->handle_cancel = original(handle, "Handle", "cancel")) == NULL ||
+      (state->timer_run = original(timer, "Handle", "_run")) == NULL ||
+      (state->timer_init = original(timer, "TimerHandle", "__init__")) == NULL ||
       (state->timer_new = PyObject_GetAttrString((PyObject *)timer, "__new__")) == NULL ||
-      (state->timer_less = original(timer, "__lt__")) == NULL ||
-      (state->timer_cancel = original(timer, "cancel")) == NULL)
+      (state->timer_less = original(timer, "TimerHandle", "__lt__")) == NULL ||
+      (state->timer_cancel = original(timer, "TimerHandle", "cancel")) == NULL)
     return -1;
   if (state->safe_type == NULL)
     return 0;
-  if (speedups_slot_offset(state->safe_type, "_lock", &state->safe_lock) < 0 ||
-      (state->safe_run = original(state->safe_type, "_run")) == NULL ||
-      (state->safe_init = original(state->safe_type, "__init__")) == NULL ||
+  if ((state->safe_run = original(state->safe_type, "_ThreadSafeHandle", "_run")) == NULL ||
+      (state->safe_init = original(state->safe_type, "_ThreadSafeHandle", "__init__")) == NULL ||
       (state->safe_new = PyObject_GetAttrString((PyObject *)state->safe_type, "__new__")) == NULL)
     return -1;
   return 0;
@@ -143,9 +142,22 @@ static bool is_untouched(speedups_state *state, loop_object *loop, PyObject *han
          (!timer || SLOT(handle, slot->scheduled) == Py_False);
 }
 
+/* Where handles of this type wait for the next use; NULL: they do not. */
+static spare_handles *spare_of(loop_object *loop, PyTypeObject *type) {
+  speedups_state *state = loop->state;
+
+  if (type == state->handle_type)
+    return &loop->spare[SPARE_HANDLE];
+  if (type == state->fast_timer_type)
+    return &loop->spare[SPARE_TIMER];
+  return state->fast_safe_type != NULL && type == state->fast_safe_type ? &loop->spare[SPARE_SAFE] : NULL;
+}
+
+/* Of one of the three types. */
 static PyObject *make(loop_object *loop, PyTypeObject *type, PyObject *callback, PyObject *args,
                       PyObject *context) {
   handle_slots *slot = &loop->state->slot;
+  spare_handles *spare;
   PyObject *handle;
 
   context = context == NULL ? PyContext_CopyCurrent() : Py_NewRef(context);
@@ -153,10 +165,9 @@ static PyObject *make(loop_object *loop, PyTypeObject *type, PyObject *callback,
     Py_DECREF(args);
     return NULL;
   }
-  if (loop->spare_count > 0 && type == loop->state->handle_type)
-    handle = loop->spare[--loop->spare_count];
-  else if (loop->spare_timer_count > 0 && type == loop->state->fast_timer_type)
-    handle = loop->spare_timer[--loop->spare_timer_count];
+  spare = spare_of(loop, type);
+  if (spare->count > 0)
+    handle = spare->items[--spare->count];
   else if ((handle = type->tp_alloc(type, 0)) != NULL)
     fill(loop->state, loop, handle);
   if (handle == NULL) {
@@ -188,48 +199,35 @@ PyObject *timer_make(loop_object *loop, PyObject *when, PyObject *callback, PyOb
 
 PyObject *safe_handle_make(loop_object *loop, PyObject *callback, PyObject *args, PyObject *context) {
   speedups_state *state = loop->state;
-  PyObject *handle, *lock;
 
-  if (state->safe_type == NULL)
-    return handle_make(loop, callback, args, context);
-  lock = PyObject_CallNoArgs((PyObject *)state->lock_type);
-  if (lock == NULL) {
-    Py_DECREF(args);
-    return NULL;
-  }
-  handle = make(loop, state->safe_type, callback, args, context);
-  if (handle == NULL)
-    Py_DECREF(lock);
-  else
-    SLOT(handle, state->safe_lock) = lock;
-  return handle;
+  return make(loop, state->safe_type == NULL ? state->handle_type : state->fast_safe_type, callback, args, context);
+}
+
+static bool may_be_spare(speedups_state *state, loop_object *loop, PyObject *handle, const spare_handles *spare) {
+  return Py_REFCNT(handle) == 1 && spare->count < SPARE_HANDLES && *PyObject_GET_WEAKREFS_LISTPTR(handle) == NULL &&
+         is_untouched(state, loop, handle, spare == &loop->spare[SPARE_TIMER]) &&
+         (spare != &loop->spare[SPARE_SAFE] || safe_handle_is_idle(state, handle));
 }
 
 void handle_done(loop_object *loop, PyObject *handle) {
   speedups_state *state = loop->state;
   handle_slots *slot = &state->slot;
-  bool timer = Py_IS_TYPE(handle, state->fast_timer_type);
-  PyObject **spare = timer ? loop->spare_timer : loop->spare;
-  int *count = timer ? &loop->spare_timer_count : &loop->spare_count;
+  spare_handles *spare = spare_of(loop, Py_TYPE(handle));
 
-  if (Py_REFCNT(handle) != 1 || *count == SPARE_HANDLES || !(timer || Py_IS_TYPE(handle, state->handle_type)) ||
-      !handles_are_plain(state) || *PyObject_GET_WEAKREFS_LISTPTR(handle) != NULL ||
-      !is_untouched(state, loop, handle, timer)) {
+  if (spare == NULL || !handles_are_plain(state) || !may_be_spare(state, loop, handle, spare)) {
     Py_DECREF(handle);
     return;
   }
-  if (timer)
+  if (spare == &loop->spare[SPARE_TIMER])
     Py_CLEAR(SLOT(handle, slot->when));
   Py_CLEAR(SLOT(handle, slot->context));
   Py_CLEAR(SLOT(handle, slot->callback));
   Py_CLEAR(SLOT(handle, slot->args));
   /* What was just released may have run Python code, which may have asked gc for all objects, or scheduled. */
-  if (Py_REFCNT(handle) != 1 || *count == SPARE_HANDLES || *PyObject_GET_WEAKREFS_LISTPTR(handle) != NULL ||
-      !is_untouched(state, loop, handle, timer)) {
+  if (may_be_spare(state, loop, handle, spare))
+    spare->items[spare->count++] = handle;
+  else
     Py_DECREF(handle);
-    return;
-  }
-  spare[(*count)++] = handle;
 }
 
 /* -- our TimerHandle -------------------------------------------------------------------- */
@@ -355,8 +353,7 @@ static int run_by_python(speedups_state *state, PyObject *handle) {
   return result == NULL ? -1 : 0;
 }
 
-/* What Handle._run() does, of a handle whose class has that one. */
-static int run_plain(speedups_state *state, PyObject *handle) {
+int handle_run_plain(speedups_state *state, PyObject *handle) {
   handle_slots *slot = &state->slot;
   PyObject *context = SLOT(handle, slot->context);
   PyObject *callback = SLOT(handle, slot->callback);
@@ -386,39 +383,11 @@ static int run_plain(speedups_state *state, PyObject *handle) {
   return 0;
 }
 
-/* _ThreadSafeHandle._run(): "it is possible that the handle is cancelled after the check but before the callback is
- * called", and a cancel() in another thread waits for a callback that has begun. */
-static int run_safe(speedups_state *state, PyObject *handle) {
-  PyObject *lock = SLOT(handle, state->safe_lock);
-  PyObject *acquired, *released, *exception;
-  int result;
-
-  if (lock == NULL || !Py_IS_TYPE(lock, state->lock_type))
-    return run_by_python(state, handle);
-  Py_INCREF(lock);
-  acquired = PyObject_CallMethodNoArgs(lock, state->str_acquire);
-  if (acquired == NULL) {
-    Py_DECREF(lock);
-    return -1;
-  }
-  Py_DECREF(acquired);
-  result = SLOT(handle, state->slot.cancelled) == Py_True ? 0 : run_plain(state, handle);
-  exception = result < 0 ? speedups_take_exception() : NULL;
-  released = PyObject_CallMethodNoArgs(lock, state->str_release);
-  if (released == NULL)
-    result = -1;
-  Py_XDECREF(released);
-  if (exception != NULL)
-    speedups_give_exception(exception);
-  Py_DECREF(lock);
-  return result;
-}
-
 int handle_run(speedups_state *state, PyObject *handle) {
   if ((Py_IS_TYPE(handle, state->handle_type) && handles_are_plain(state)) ||
       (is_timer(state, handle) && timers_are_plain(state)))
-    return run_plain(state, handle);
-  if (state->safe_type != NULL && Py_IS_TYPE(handle, state->safe_type) && safe_handles_are_plain(state))
-    return run_safe(state, handle);
+    return handle_run_plain(state, handle);
+  if (state->fast_safe_type != NULL && Py_IS_TYPE(handle, state->fast_safe_type) && safe_handles_are_plain(state))
+    return safe_handle_run(state, handle);
   return run_by_python(state, handle);
 }

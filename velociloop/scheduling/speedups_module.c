@@ -39,6 +39,22 @@ speedups_state *speedups_state_by_type(PyTypeObject *type) {
   return module == NULL ? NULL : PyModule_GetState(module);
 }
 
+bool speedups_is_original(PyObject *function, const char *class_name, const char *name) {
+  PyObject *expected, *found;
+  bool same;
+
+  if (!PyFunction_Check(function))
+    return false;
+  expected = PyUnicode_FromFormat("%s.%s", class_name, name);
+  found = PyObject_GetAttrString(PyFunction_GET_CODE(function), "co_qualname"); /* which functools.wraps() leaves */
+  same = expected != NULL && found != NULL && PyUnicode_Check(found) && PyUnicode_Compare(expected, found) == 0;
+  Py_XDECREF(expected);
+  Py_XDECREF(found);
+  if (PyErr_Occurred())
+    PyErr_Clear();
+  return same;
+}
+
 int served_learn(served_class *served, PyObject *type, PyObject *method_name) {
   PyObject *method = PyObject_GetAttr(type, method_name);
 
@@ -208,14 +224,20 @@ static int learn(speedups_state *state) {
 #undef X
   if ((state->handle_type = imported_type("asyncio.events", "Handle")) == NULL ||
       (state->timer_type = imported_type("asyncio.events", "TimerHandle")) == NULL ||
-      (state->lock_type = imported_type("_thread", "RLock")) == NULL || find_safe_type(state) < 0 ||
+      (state->make_lock = imported("_thread", "allocate_lock")) == NULL || find_safe_type(state) < 0 ||
       (state->deque_type = imported_type("collections", "deque")) == NULL ||
       (state->time_names = imported("time", "__dict__")) == NULL ||
+      (state->monotonic = imported("time", "monotonic")) == NULL ||
+      (state->task_names = imported("asyncio.tasks", "__dict__")) == NULL ||
+      (state->loop_keyword = PyTuple_Pack(1, state->str_loop)) == NULL ||
       (state->base_loop = imported("asyncio.base_events", "BaseEventLoop")) == NULL ||
+      (state->base_create_task = PyObject_GetAttr(state->base_loop, state->str_create_task)) == NULL ||
       imported_number("asyncio.base_events", "_MIN_SCHEDULED_TIMER_HANDLES", &many) < 0 ||
       imported_number("asyncio.base_events", "_MIN_CANCELLED_TIMER_HANDLES_FRACTION", &state->many_cancelled) < 0 ||
       imported_number("asyncio.base_events", "MAXIMUM_SELECT_TIMEOUT", &state->longest_wait) < 0)
     return -1;
+  if (PyCFunction_CheckExact(state->monotonic))
+    state->monotonic_function = PyCFunction_GET_FUNCTION(state->monotonic);
   state->many_timers = (Py_ssize_t)many;
   return handles_learn(state) < 0 || loop_learn(state) < 0 ? -1 : 0;
 }
@@ -240,6 +262,11 @@ static int speedups_exec(PyObject *module) {
   state->fast_timer_type = (PyTypeObject *)add_type(module, &speedups_timer_spec, (PyObject *)state->timer_type);
   if (state->queue_type == NULL || state->fast_timer_type == NULL)
     return -1;
+  if (state->safe_type != NULL && speedups_safe_spec() != NULL) {
+    state->fast_safe_type = (PyTypeObject *)add_type(module, speedups_safe_spec(), (PyObject *)state->safe_type);
+    if (state->fast_safe_type == NULL)
+      return -1;
+  }
   state->scope_type = add_type(module, &speedups_scope_spec, NULL);
   state->loop_base = state->scope_type == NULL ? NULL : add_type(module, &speedups_loop_spec, NULL);
   if (state->loop_base == NULL)
@@ -271,10 +298,11 @@ static int speedups_traverse(PyObject *module, visitproc visit, void *arg) {
   Py_VISIT(state->handle_cancel);
   Py_VISIT(state->fast_timer_type);
   Py_VISIT(state->safe_type);
+  Py_VISIT(state->fast_safe_type);
   Py_VISIT(state->safe_run);
   Py_VISIT(state->safe_init);
   Py_VISIT(state->safe_new);
-  Py_VISIT(state->lock_type);
+  Py_VISIT(state->make_lock);
   Py_VISIT(state->timer_run);
   Py_VISIT(state->timer_init);
   Py_VISIT(state->timer_new);
@@ -283,6 +311,13 @@ static int speedups_traverse(PyObject *module, visitproc visit, void *arg) {
   Py_VISIT(state->deque_type);
   Py_VISIT(state->queue_type);
   Py_VISIT(state->time_names);
+  Py_VISIT(state->monotonic);
+  Py_VISIT(state->task_names);
+  Py_VISIT(state->base_create_task);
+  Py_VISIT(state->loop_keyword);
+  Py_VISIT(state->context_keyword);
+  Py_VISIT(state->given_keywords);
+  Py_VISIT(state->task_keywords);
   Py_VISIT(state->base_loop);
   Py_VISIT(state->stream.type);
   Py_VISIT(state->stream.method);
@@ -325,10 +360,11 @@ static int speedups_clear(PyObject *module) {
   Py_CLEAR(state->handle_cancel);
   Py_CLEAR(state->fast_timer_type);
   Py_CLEAR(state->safe_type);
+  Py_CLEAR(state->fast_safe_type);
   Py_CLEAR(state->safe_run);
   Py_CLEAR(state->safe_init);
   Py_CLEAR(state->safe_new);
-  Py_CLEAR(state->lock_type);
+  Py_CLEAR(state->make_lock);
   Py_CLEAR(state->timer_run);
   Py_CLEAR(state->timer_init);
   Py_CLEAR(state->timer_new);
@@ -337,6 +373,13 @@ static int speedups_clear(PyObject *module) {
   Py_CLEAR(state->deque_type);
   Py_CLEAR(state->queue_type);
   Py_CLEAR(state->time_names);
+  Py_CLEAR(state->monotonic);
+  Py_CLEAR(state->task_names);
+  Py_CLEAR(state->base_create_task);
+  Py_CLEAR(state->loop_keyword);
+  Py_CLEAR(state->context_keyword);
+  Py_CLEAR(state->given_keywords);
+  Py_CLEAR(state->task_keywords);
   Py_CLEAR(state->base_loop);
   Py_CLEAR(state->stream.type);
   Py_CLEAR(state->stream.method);

@@ -5,16 +5,21 @@
  * is saved is the call of TimerHandle.__lt__ for each comparison. */
 #include "speedups.h"
 
-static bool is_known(speedups_state *state, PyObject *timer) {
+static inline bool is_known(speedups_state *state, PyObject *timer) {
   return is_timer(state, timer) && SLOT(timer, state->slot.when) != NULL &&
          PyFloat_CheckExact(SLOT(timer, state->slot.when));
+}
+
+/* Of one that is known. */
+static inline double known_when(speedups_state *state, PyObject *timer) {
+  return PyFloat_AS_DOUBLE(SLOT(timer, state->slot.when));
 }
 
 int timer_when(speedups_state *state, PyObject *timer, double *when) {
   PyObject *found;
 
   if (is_known(state, timer)) {
-    *when = PyFloat_AS_DOUBLE(SLOT(timer, state->slot.when));
+    *when = known_when(state, timer);
     return 0;
   }
   Py_INCREF(timer); /* his attribute may do anything to the list that has it */
@@ -65,7 +70,7 @@ static void swap(PyObject *list, Py_ssize_t a, Py_ssize_t b) {
 }
 
 /* Moves an item towards the root, at most to the place top. */
-static int rise(speedups_state *state, PyObject *list, Py_ssize_t top, Py_ssize_t place) {
+static int rise_slowly(speedups_state *state, PyObject *list, Py_ssize_t top, Py_ssize_t place) {
   while (place > top) {
     Py_ssize_t parent = (place - 1) / 2;
     int less = is_less(state, list, place, parent);
@@ -78,10 +83,34 @@ static int rise(speedups_state *state, PyObject *list, Py_ssize_t top, Py_ssize_
   return 0;
 }
 
+/* The same.  Among timers that are known nothing runs, and nothing must be swapped before its place is found. */
+static int rise(speedups_state *state, PyObject *list, Py_ssize_t top, Py_ssize_t place) {
+  PyObject **items = ((PyListObject *)list)->ob_item;
+  PyObject *item = items[place];
+  double when;
+
+  if (!is_known(state, item))
+    return rise_slowly(state, list, top, place);
+  when = known_when(state, item);
+  while (place > top) {
+    Py_ssize_t parent = (place - 1) / 2;
+
+    if (!is_known(state, items[parent])) {
+      items[place] = item;
+      return rise_slowly(state, list, top, place);
+    }
+    if (!(when < known_when(state, items[parent])))
+      break;
+    items[place] = items[parent];
+    place = parent;
+  }
+  items[place] = item;
+  return 0;
+}
+
 /* Moves an item to a leaf along the smaller children, and from there up to where it belongs. */
-static int sink(speedups_state *state, PyObject *list, Py_ssize_t top) {
+static int sink_slowly(speedups_state *state, PyObject *list, Py_ssize_t top, Py_ssize_t place) {
   Py_ssize_t size = PyList_GET_SIZE(list);
-  Py_ssize_t place = top;
   Py_ssize_t child;
 
   while ((child = 2 * place + 1) < size) {
@@ -97,6 +126,44 @@ static int sink(speedups_state *state, PyObject *list, Py_ssize_t top) {
     place = child;
   }
   return rise(state, list, top, place);
+}
+
+static int sink(speedups_state *state, PyObject *list, Py_ssize_t top) {
+  PyObject **items = ((PyListObject *)list)->ob_item;
+  Py_ssize_t size = PyList_GET_SIZE(list);
+  PyObject *item = items[top];
+  Py_ssize_t place = top;
+  Py_ssize_t child;
+
+  while ((child = 2 * place + 1) < size) {
+    if (child + 1 < size) {
+      if (!is_known(state, items[child]) || !is_known(state, items[child + 1])) {
+        items[place] = item;
+        return sink_slowly(state, list, top, place);
+      }
+      if (!(known_when(state, items[child]) < known_when(state, items[child + 1])))
+        child++;
+    }
+    items[place] = items[child];
+    place = child;
+  }
+  items[place] = item;
+  return rise(state, list, top, place);
+}
+
+/* Below this a list keeps the memory of what it had. */
+#define SMALL_LIST 64
+
+int timers_drop_last(PyObject *list) {
+  Py_ssize_t last = PyList_GET_SIZE(list) - 1;
+  PyObject *item;
+
+  if (((PyListObject *)list)->allocated > SMALL_LIST && last < ((PyListObject *)list)->allocated / 2)
+    return PyList_SetSlice(list, last, last + 1, NULL); /* which gives memory back */
+  item = PyList_GET_ITEM(list, last);
+  Py_SET_SIZE(list, last);
+  Py_DECREF(item);
+  return 0;
 }
 
 int timers_push(speedups_state *state, PyObject *list, PyObject *timer) {
@@ -115,7 +182,7 @@ PyObject *timers_pop(speedups_state *state, PyObject *list) {
   }
   swap(list, 0, last);
   first = Py_NewRef(PyList_GET_ITEM(list, last));
-  if (PyList_SetSlice(list, last, last + 1, NULL) < 0 || (last > 0 && sink(state, list, 0) < 0))
+  if (timers_drop_last(list) < 0 || (last > 0 && sink(state, list, 0) < 0))
     Py_CLEAR(first);
   return first;
 }

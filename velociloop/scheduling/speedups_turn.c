@@ -7,8 +7,10 @@
 
 #define NS_PER_S 1e9
 /* A program that yields a few times to let input come in, as tests do, finds it as soon as with asyncio: what has
- * just had input, has just waited, or has something to send, is polled in every turn. */
+ * just waited, or has something to send, is polled in every turn.  But the turn right behind completions belongs to whom
+ * they have woken: a server polls once for a batch of requests, not a second time before their tasks have answered. */
 #define QUIET_POLLS 16
+#define SKIPPED_POLLS_AFTER_RECORDS 1
 #define MOST_SKIPPED_POLLS 15 /* "fewer than 16 skips in a row" */
 #define LONGEST_UNPOLLED_NS 100000u /* "under 100 us since the last poll" */
 
@@ -31,30 +33,19 @@ static int selector_is_plain(loop_object *loop) {
       return 0;
     loop->selector_version = type->tp_version_tag;
   }
-  found = PyObject_GenericGetDict(selector, NULL);
-  if (found == NULL)
-    return -1;
-  own = PyDict_Contains(found, state->str_select);
-  Py_DECREF(found);
+  own = speedups_has_own(selector, loop->selector_own_count, state->str_select, NULL);
   return own < 0 ? -1 : !own;
 }
 
 /* 1, 0, or -1. */
 static int turn_is_plain(loop_object *loop) {
   speedups_state *state = loop->state;
-  PyObject *names;
   int own;
 
   if (!loop_is_plain(loop) || loop->stopping == NULL || loop->clock_resolution == NULL ||
       !PyFloat_CheckExact(loop->clock_resolution))
     return 0;
-  names = PyObject_GenericGetDict((PyObject *)loop, NULL);
-  if (names == NULL)
-    return -1;
-  own = PyDict_Contains(names, state->str__process_events);
-  if (own == 0)
-    own = PyDict_Contains(names, state->str_time);
-  Py_DECREF(names);
+  own = speedups_has_own((PyObject *)loop, loop->own_count, state->str__process_events, state->str_time);
   return own != 0 ? (own < 0 ? -1 : 0) : selector_is_plain(loop);
 }
 
@@ -166,6 +157,7 @@ static int poll(loop_object *loop, queue_object *ready, PyObject *scheduled) {
   found = loop->state->uv->core_poll(core, timeout_ns);
   Py_END_ALLOW_THREADS
   loop->polled_at = loop->state->uv->now();
+  loop->only_records = found == VL_POLL_RECORDS;
   if (loop->quiet_polls >= 0)
     loop->quiet_polls = found == 0 && timeout_ns == 0 ? loop->quiet_polls + 1 : 0;
   /* H10: signals that came meanwhile are heard before anything is dispatched. */
@@ -268,24 +260,18 @@ static int is_timer_due(loop_object *loop, PyObject *scheduled) {
   return !(when >= end); /* NaN is due, as asyncio asks */
 }
 
-/* The number of attributes of the instance itself: a replacement is one more. */
-static Py_ssize_t count_own(loop_object *loop) {
-  PyObject **names = _PyObject_GetDictPtr((PyObject *)loop);
-
-  return names == NULL || *names == NULL ? 0 : PyDict_GET_SIZE(*names);
-}
-
 /* Leaving the kernel unpolled is "allowed only if all hold: callbacks are ready; not the first turn of this run; not
  * stopping; no timer due; under 100 us since the last poll; fewer than 16 skips in a row; nothing patched".  So a turn,
- * which has polled, may have such turns behind it, as run_forever() would ask for them one by one.  own is count_own()
- * of when nothing was patched. */
-static int run_unpolled_turns(loop_object *loop, queue_object *ready, PyObject *scheduled, Py_ssize_t own) {
+ * which has polled, may have such turns behind it, as run_forever() would ask for them one by one.  own is how many
+ * attributes the loop had when nothing was patched. */
+static int run_unpolled_turns(loop_object *loop, queue_object *ready, PyObject *scheduled, Py_ssize_t own, int most) {
   const vl_exports *uv = loop->state->uv;
   int count, due;
 
-  for (count = 0; count < MOST_SKIPPED_POLLS; count++) {
-    if (loop->stopping != Py_False || ready->count == 0 || uv->now() - loop->polled_at >= LONGEST_UNPOLLED_NS ||
-        loop->ready != (PyObject *)ready || loop->scheduled != scheduled || !loop_is_plain(loop) || count_own(loop) != own ||
+  for (count = 0; count < most; count++) {
+    if (loop->stopping != Py_False || ready->count == 0 ||
+        (most > SKIPPED_POLLS_AFTER_RECORDS && uv->now() - loop->polled_at >= LONGEST_UNPOLLED_NS) ||
+        loop->ready != (PyObject *)ready || loop->scheduled != scheduled || !loop_is_plain(loop) || speedups_count_own((PyObject *)loop) != own ||
         loop->selector != loop->uv_selector)
       return 0;
     due = is_timer_due(loop, scheduled);
@@ -297,16 +283,18 @@ static int run_unpolled_turns(loop_object *loop, queue_object *ready, PyObject *
   return 0;
 }
 
-/* Whether run_forever() has called, and nobody stands between: 1, 0, or -1. */
-static int may_go_on(loop_object *loop) {
+/* How many turns may go unpolled: none unless run_forever() has called, and nobody stands between.  -1: an exception. */
+static int turns_to_go_on(loop_object *loop) {
+  int most = loop->quiet_polls >= QUIET_POLLS ? MOST_SKIPPED_POLLS
+             : loop->quiet_polls >= 0 && loop->only_records ? SKIPPED_POLLS_AFTER_RECORDS : 0;
   int own;
 
-  if (loop->quiet_polls < QUIET_POLLS || loop->depth > 1)
+  if (most == 0 || loop->depth > 1)
     return 0;
   own = loop_has_own(loop, loop->state->str__run_once);
   if (own == 0)
     own = loop_has_own(loop, loop->state->str_run_forever);
-  return own < 0 ? -1 : !own;
+  return own < 0 ? -1 : own ? 0 : most;
 }
 
 PyObject *loop_run_once(PyObject *self, PyObject *Py_UNUSED(ignored)) {
@@ -314,8 +302,8 @@ PyObject *loop_run_once(PyObject *self, PyObject *Py_UNUSED(ignored)) {
   queue_object *ready;
   PyObject *scheduled;
   int plain = turn_is_plain(loop);
-  Py_ssize_t own = count_own(loop);
-  int result, more;
+  Py_ssize_t own = speedups_count_own(self);
+  int result, most;
 
   if (plain <= 0)
     return plain < 0 ? NULL : PyObject_CallMethodNoArgs(self, loop->state->str__turn_in_python);
@@ -324,8 +312,8 @@ PyObject *loop_run_once(PyObject *self, PyObject *Py_UNUSED(ignored)) {
   loop->depth++;
   result = run_turn(loop, ready, scheduled);
   if (result == 0 && loop->stopping == Py_False && ready->count > 0) {
-    more = may_go_on(loop);
-    result = more > 0 ? run_unpolled_turns(loop, ready, scheduled, own) : more;
+    most = turns_to_go_on(loop);
+    result = most > 0 ? run_unpolled_turns(loop, ready, scheduled, own, most) : most;
   }
   loop->depth--;
   Py_DECREF(scheduled);

@@ -180,7 +180,7 @@ class TlsProtocol(TlsSending):
         if not in_handshake and self._told in (Told.MADE, Told.EOF):
             self._told = Told.LOST
             self._loop.call_soon(self._app_protocol.connection_lost, exc)
-        if exc is None and in_handshake:
+        if exc is None and "ssl_object" not in self._extra:
             # asyncio wakes the waiter as if the peer had been verified; start_tls() then returns None.
             exc = ConnectionAbortedError("SSL handshake was not finished: the connection was closed")
         self._state = _UNWRAPPED
@@ -312,6 +312,11 @@ class TlsProtocol(TlsSending):
             self._abort(None)
             return
         self._flush_corked()
+        if self._state is _FLUSHING and self._app_reading_paused:
+            # The stream has ended, and what had come waits for a resume_reading() that is not to be expected now.
+            self._start_shutdown_timer()
+            self._do_flush()
+            return
         if self._state is not _WRAPPED:
             return
         if self._app_transport is not None:

@@ -35,7 +35,7 @@ async def upgrade(contexts: Contexts, client: Any, server: Any, protocols: tuple
 @pytest.mark.parametrize("kind", ["protocol", "buffered"])
 async def test_both_sides(contexts: Contexts, unix: bool, kind: str) -> None:
     names: list[str | None] = []
-    contexts[0].sni_callback = lambda tls, name, context: names.append(name)  # type: ignore[func-returns-value]
+    contexts[0].sni_callback = lambda tls, name, context: names.append(name)
     contexts[0].set_alpn_protocols(["h2", "http/1.1"])
     contexts[1].set_alpn_protocols(["http/1.1"])
     async with pair(unix=unix) as ends:
@@ -168,7 +168,7 @@ async def test_a_name_on_the_servers_side(contexts: Contexts) -> None:
     loop = asyncio.get_running_loop()
     async with pair() as ends:
         protocols = Recorder(), Recorder()
-        transports = await in_time(
+        transports: Any = await in_time(
             asyncio.gather(
                 loop.start_tls(ends.client.transport, protocols[0], **options_of(contexts, False)),
                 loop.start_tls(
@@ -176,5 +176,7 @@ async def test_a_name_on_the_servers_side(contexts: Contexts) -> None:
                 ),
             )
         )
+        assert transports[0].get_extra_info("ssl_object").server_hostname == "localhost"
+        assert transports[1].get_extra_info("ssl_object").server_hostname is None
         transports[1].write(b"hello")
         assert await protocols[0].bytes_received(5) == b"hello"

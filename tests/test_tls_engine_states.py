@@ -169,6 +169,25 @@ async def test_closed_while_the_end_waits_for_the_reader(contexts: Contexts) -> 
     await w.end()
 
 
+@pytest.mark.ours("on some versions of asyncio's a RuntimeError of its states")
+async def test_aborted_by_what_had_waited_for_the_reader(contexts: Contexts) -> None:
+    """Behind the end of the stream: nothing more is said to a protocol that has enough."""
+
+    class Aborting(Recorder):
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self.transport.abort()
+
+    w = wire(contexts, protocol=Aborting()).connect()
+    w.transport.pause_reading()
+    w.feed(w.peer.write(b"last words"))
+    assert w.layer.eof_received()
+    w.transport.resume_reading()
+    await turns(4)
+    assert w.protocol.events == ["made", "data", "lost"] and w.below.ended == [None]
+    await w.end()
+
+
 @SIDES
 @pytest.mark.parametrize("method", ["abort", "close"])
 async def test_ended_in_the_handshake(contexts: Contexts, server_side: bool, method: str) -> None:

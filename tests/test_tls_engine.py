@@ -316,3 +316,24 @@ async def test_what_can_be_written(contexts: Contexts) -> None:
     w.exchange()
     assert w.peer.received == b"onetwothreefourfive"
     await w.end()
+
+
+@pytest.mark.ours("how often it reads is velociloop's")
+@pytest.mark.parametrize("room", [0, 100_000], ids=["protocol", "buffered"])
+@pytest.mark.parametrize("records", [1, 3])
+async def test_a_read_that_must_fail_is_not_made(contexts: Contexts, room: int, records: int) -> None:
+    """Not behind a record that is full either, as in all of a large message but its end."""
+    asked: list[int] = []
+
+    class Counting(ssl.SSLObject):
+        def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 (its name is SSLObject's)
+            asked.append(len)
+            return super().read(len, buffer)
+
+    contexts[0].sslobject_class = Counting
+    w = wire(contexts, True, protocol=Slow(room) if room else None).connect()
+    asked.clear()
+    w.feed(w.peer.write(bytes(16384 * records)))
+    assert len(w.protocol.received) == 16384 * records
+    assert len(asked) == records
+    await w.end()

@@ -5,8 +5,8 @@ Facts, and what follows from them:
 - ``SSLObject.read(n)`` allocates ``n`` bytes first, and OpenSSL gives at most one record, 16 KiB, a call.  So
   we never ask for more than that, or than has just come in: asking for 256 KiB costs more than the cipher.
 - A read that finds nothing raises SSLWantReadError, which costs more than decrypting 1 kB.  OpenSSL takes one
-  record at a time from its BIO, so when the BIO is empty and the last read was given less than it asked for,
-  there is nothing more, and we do not ask.
+  record at a time from its BIO, so when the BIO is empty and the last read was given less than it asked for, or
+  asked for a whole record's, there is nothing more, and we do not ask.
 
 The contract is that of ``asyncio.sslproto.SSLProtocol`` in its latest form; docs/differences.md names the rest.
 """
@@ -413,7 +413,7 @@ class TlsProtocol(TlsSending):
         except AGAIN:
             return
         at_end = not data
-        if data and (len(data) == size or self._incoming.pending):
+        if data and (len(data) == size < RECORD_BYTES or self._incoming.pending):
             data, at_end = self._read_more(data)
         if data:
             self._app_protocol.data_received(data)
@@ -428,7 +428,7 @@ class TlsProtocol(TlsSending):
         try:
             while piece := read(RECORD_BYTES):
                 pieces.append(piece)
-                if len(piece) < RECORD_BYTES and not incoming.pending:
+                if not incoming.pending:
                     return b"".join(pieces), False
         except AGAIN:
             return b"".join(pieces) if len(pieces) > 1 else first, False
@@ -448,7 +448,7 @@ class TlsProtocol(TlsSending):
                     with target[filled:] as rest:
                         count = read(room - filled, rest)
                     filled += count
-                    if not count or (filled < room and count < RECORD_BYTES and not incoming.pending):
+                    if not count or (filled < room and not incoming.pending):
                         break
                 else:
                     # Perhaps there is more, for which the protocol must make room first.

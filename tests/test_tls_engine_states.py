@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import hypothesis.strategies as st
@@ -111,6 +112,7 @@ class Player:
 
 
 @pytest.mark.ours("the body plays both engines on one loop")
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="there asyncio's leaves its errors to others")
 @SIDES
 def test_any_sequence_ends_alike(
     loop: asyncio.AbstractEventLoop, contexts: Contexts, server_side: bool, handler_calls: HandlerCalls

@@ -39,7 +39,8 @@
   X(_buffer_failed) X(_buffer_updated_failed) X(_interrupted) X(_deliver_rest) X(on_datagram)         \
   X(datagram_received) X(_datagram_in_python) X(_report_callback) X(_sendto_in_python)                \
   X(_send_failed) X(on_wait) X(fileno) X(recv) X(done) X(set_result) X(create_future)                 \
-  X(_receive_in_python) X(_operation_failed) X(_not_armed) X(create_task) X(loop) X(name) X(Task)
+  X(_receive_in_python) X(_operation_failed) X(_not_armed) X(create_task) X(loop) X(name) X(Task) \
+  X(__init__) X(__new__) X(__lt__) X(extend)
 
 /* Slots of StreamTransport, without the leading underscore. */
 #define STREAM_SLOTS(X)                                                                               \
@@ -131,6 +132,7 @@ typedef struct {
   /* Task()'s keywords for create_task()'s: for none, and for the last other ones. */
   PyObject *loop_keyword, *given_keywords, *task_keywords;
   PyObject *base_loop;          /* asyncio.BaseEventLoop */
+  PyObject *loop_method_names[LOOP_METHODS]; /* interned: what is looked up by another string each time fills the types' cache */
   PyObject *base_methods[LOOP_METHODS];
   PyObject *loop_methods[LOOP_METHODS];  /* velociloop.Loop's; NULL until register_loop() */
   Py_ssize_t many_timers;       /* asyncio's _MIN_SCHEDULED_TIMER_HANDLES */

@@ -14,7 +14,10 @@ int loop_learn(speedups_state *state) {
   int i;
 
   for (i = 0; i < LOOP_METHODS; i++) {
-    state->base_methods[i] = PyObject_GetAttrString(state->base_loop, loop_method_names[i]);
+    state->loop_method_names[i] = PyUnicode_InternFromString(loop_method_names[i]);
+    if (state->loop_method_names[i] == NULL)
+      return -1;
+    state->base_methods[i] = PyObject_GetAttr(state->base_loop, state->loop_method_names[i]);
     if (state->base_methods[i] == NULL)
       return -1;
     if (!speedups_is_original(state->base_methods[i], "BaseEventLoop", loop_method_names[i])) {
@@ -30,7 +33,7 @@ PyObject *speedups_register_loop(PyObject *module, PyObject *type) {
   int i;
 
   for (i = 0; i < LOOP_METHODS; i++) {
-    PyObject *found = PyObject_GetAttrString(type, loop_method_names[i]);
+    PyObject *found = PyObject_GetAttr(type, state->loop_method_names[i]);
 
     if (found == NULL)
       return NULL;
@@ -39,11 +42,11 @@ PyObject *speedups_register_loop(PyObject *module, PyObject *type) {
   Py_RETURN_NONE;
 }
 
-static bool methods_are(PyObject *type, PyObject *const *expected) {
+static bool methods_are(speedups_state *state, PyObject *type, PyObject *const *expected) {
   int i;
 
   for (i = 0; i < LOOP_METHODS; i++) {
-    PyObject *found = PyObject_GetAttrString(type, loop_method_names[i]);
+    PyObject *found = PyObject_GetAttr(type, state->loop_method_names[i]);
 
     if (found == NULL)
       PyErr_Clear();
@@ -65,7 +68,8 @@ bool loop_is_plain(loop_object *loop) {
   /* A change of a base counts as one of the type. */
   if (type->tp_version_tag != 0 && type->tp_version_tag == loop->version)
     return true;
-  if (!methods_are(state->base_loop, state->base_methods) || !methods_are((PyObject *)type, state->loop_methods))
+  if (!methods_are(state, state->base_loop, state->base_methods) ||
+      !methods_are(state, (PyObject *)type, state->loop_methods))
     return false;
   loop->version = type->tp_version_tag;
   return true;
@@ -139,15 +143,11 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObjec
 
 /* How many attributes the complete loop and its selector have; unless somebody has been here already. */
 static int remember_own(loop_object *loop) {
-  PyObject *name;
   int i, found = 0;
 
   loop->own_count = loop->selector_own_count = -1;
-  for (i = 0; found == 0 && i < LOOP_METHODS; i++) {
-    name = PyUnicode_FromString(loop_method_names[i]);
-    found = name == NULL ? -1 : loop_has_own(loop, name);
-    Py_XDECREF(name);
-  }
+  for (i = 0; found == 0 && i < LOOP_METHODS; i++)
+    found = loop_has_own(loop, loop->state->loop_method_names[i]);
   if (found == 0)
     loop->own_count = speedups_count_own((PyObject *)loop);
   if (found >= 0)
@@ -185,7 +185,7 @@ static PyObject *loop_attach(PyObject *self, PyObject *args) {
   Py_XSETREF(loop->no_preparation, Py_NewRef(no_preparation));
   Py_XSETREF(loop->drain_handle, Py_NewRef(drain));
   ready = PyObject_CallNoArgs((PyObject *)loop->state->queue_type);
-  moved = ready == NULL || loop->ready == NULL ? NULL : PyObject_CallMethod(ready, "extend", "O", loop->ready);
+  moved = ready == NULL || loop->ready == NULL ? NULL : PyObject_CallMethodOneArg(ready, loop->state->str_extend, loop->ready);
   if (moved == NULL) {
     Py_XDECREF(ready);
     if (!PyErr_Occurred())

@@ -408,6 +408,7 @@ static int speedups_clear(PyObject *module) {
 /* The names go last: objects of one garbage cycle with the module may still ask for attributes. */
 static void speedups_free(void *module) {
   speedups_state *state = PyModule_GetState(module);
+  int i;
 
   (void)speedups_clear(module);
   if (state == NULL)
@@ -415,6 +416,8 @@ static void speedups_free(void *module) {
 #define X(name) Py_CLEAR(state->str_##name);
   SPEEDUPS_NAMES(X)
 #undef X
+  for (i = 0; i < LOOP_METHODS; i++)
+    Py_CLEAR(state->loop_method_names[i]);
 }
 
 static PyModuleDef_Slot module_slots[] = {

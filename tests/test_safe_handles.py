@@ -7,29 +7,15 @@ import gc
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import pytest
 from support import HANG_S
 
-import velociloop
-
 SafeHandle: Any = getattr(asyncio.events, "_ThreadSafeHandle", None)
 pytestmark = pytest.mark.skipif(SafeHandle is None, reason="it came with Python 3.14")
-
-FACTORIES: dict[str, Callable[[], Any]] = {
-    "velociloop": velociloop.new_event_loop,
-    "asyncio": asyncio.SelectorEventLoop,
-}
-
-
-@pytest.fixture(params=sorted(FACTORIES))
-def loop(request: pytest.FixtureRequest) -> Iterator[Any]:
-    loop = FACTORIES[request.param]()
-    yield loop
-    loop.close()
 
 
 def turn(loop: Any) -> None:

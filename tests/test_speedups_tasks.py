@@ -5,25 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import pytest
 
 import velociloop
-
-FACTORIES: dict[str, Callable[[], Any]] = {
-    "velociloop": velociloop.new_event_loop,
-    "asyncio": asyncio.SelectorEventLoop,
-}
-
-
-@pytest.fixture(params=sorted(FACTORIES))
-def loop(request: pytest.FixtureRequest) -> Iterator[Any]:
-    loop = FACTORIES[request.param]()
-    yield loop
-    loop.close()
 
 
 async def answer() -> int:
@@ -66,7 +53,7 @@ def test_its_keywords(loop: Any) -> None:
 )
 def test_bad_arguments(arguments: Any, keywords: Any) -> None:
     said = []
-    for factory in FACTORIES.values():
+    for factory in (velociloop.new_event_loop, asyncio.SelectorEventLoop):
         loop = factory()
         with pytest.raises(TypeError) as raised:
             loop.create_task(*arguments, **keywords)

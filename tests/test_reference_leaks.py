@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from support import LOCALHOST, in_time
+from support import LOCALHOST, in_time, turns
 
 import velociloop
 from velociloop._accelerator import speedups
@@ -96,7 +96,7 @@ async def timers() -> None:
     many = [loop.call_later(100 + number, nothing, number) for number in range(150)]
     for timer in many:
         timer.cancel()
-    await asyncio.sleep(0.001)
+    await turns(3)
 
 
 @simple
@@ -121,7 +121,7 @@ async def exceptions() -> None:
     loop.call_later(0, fail, object())
     with pytest.raises(TypeError):
         loop.call_later(None, nothing)  # type: ignore[arg-type]
-    await asyncio.sleep(0.001)
+    await turns(3)
 
 
 # -- streams ----------------------------------------------------------------------------
@@ -229,7 +229,7 @@ async def paused_reading() -> AsyncIterator[Body]:
         async def body() -> None:
             near.transport.pause_reading()
             near.transport.write(b"x" * 1000)
-            await asyncio.sleep(0.001)
+            await turns(3)
             near.transport.resume_reading()
             await near.receive(1000)
 

@@ -241,6 +241,10 @@ bool served_is_plain(served_class *served, PyObject *owner);
 /* Whether it is the function of this class and name in its source, not one that somebody has put in its place. */
 bool speedups_is_original(PyObject *function, const char *class_name, const char *name);
 
+/* Whether a look-up on the type finds this.  Asked again when the type's version changes, which it does with every change
+ * of what can be looked up in it; 0 is "none given yet". */
+bool speedups_has_still(PyTypeObject *type, PyObject *name, PyObject *expected);
+
 /* The offset of a type's slot; -1 with ImportError. */
 int speedups_slot_offset(PyTypeObject *type, const char *name, Py_ssize_t *offset);
 

@@ -62,17 +62,6 @@ int handles_learn(speedups_state *state) {
   return 0;
 }
 
-/* A type's version changes with every change of what can be looked up in it; 0 is "none given yet". */
-static bool has_still(PyTypeObject *type, PyObject *name, PyObject *expected) {
-  PyObject *found = PyObject_GetAttr((PyObject *)type, name);
-  bool same = found == expected;
-
-  if (found == NULL)
-    PyErr_Clear();
-  Py_XDECREF(found);
-  return same;
-}
-
 /* A finalizer would be told of each object once, and ours come again. */
 static bool has_finalizer(PyTypeObject *type) {
   return type->tp_finalize != NULL || type->tp_del != NULL;
@@ -85,8 +74,8 @@ bool handles_are_plain(speedups_state *state) {
     return false;
   if (type->tp_version_tag != 0 && type->tp_version_tag == state->handle_version)
     return true;
-  if (has_finalizer(type) || !has_still(type, state->str__run, state->handle_run) ||
-      !has_still(type, state->str___init__, state->handle_init) || !has_still(type, state->str___new__, state->handle_new))
+  if (has_finalizer(type) || !speedups_has_still(type, state->str__run, state->handle_run) ||
+      !speedups_has_still(type, state->str___init__, state->handle_init) || !speedups_has_still(type, state->str___new__, state->handle_new))
     return false;
   state->handle_version = type->tp_version_tag;
   return true;
@@ -99,10 +88,10 @@ bool timers_are_plain(speedups_state *state) {
     return false;
   if (type->tp_version_tag != 0 && type->tp_version_tag == state->timer_version)
     return true;
-  if (!has_still(type, state->str__run, state->timer_run) || !has_still(type, state->str___init__, state->timer_init) ||
-      !has_still(type, state->str___new__, state->timer_new) || !has_still(type, state->str___lt__, state->timer_less) ||
-      !has_still(type, state->str_cancel, state->timer_cancel) ||
-      !has_still(state->handle_type, state->str_cancel, state->handle_cancel))
+  if (!speedups_has_still(type, state->str__run, state->timer_run) || !speedups_has_still(type, state->str___init__, state->timer_init) ||
+      !speedups_has_still(type, state->str___new__, state->timer_new) || !speedups_has_still(type, state->str___lt__, state->timer_less) ||
+      !speedups_has_still(type, state->str_cancel, state->timer_cancel) ||
+      !speedups_has_still(state->handle_type, state->str_cancel, state->handle_cancel))
     return false;
   state->timer_version = type->tp_version_tag;
   return true;
@@ -115,8 +104,8 @@ bool safe_handles_are_plain(speedups_state *state) {
     return true;
   if (type->tp_version_tag != 0 && type->tp_version_tag == state->safe_version)
     return true;
-  if (!has_still(type, state->str__run, state->safe_run) || !has_still(type, state->str___init__, state->safe_init) ||
-      !has_still(type, state->str___new__, state->safe_new))
+  if (!speedups_has_still(type, state->str__run, state->safe_run) || !speedups_has_still(type, state->str___init__, state->safe_init) ||
+      !speedups_has_still(type, state->str___new__, state->safe_new))
     return false;
   state->safe_version = type->tp_version_tag;
   return true;

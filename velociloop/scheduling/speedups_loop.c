@@ -42,18 +42,12 @@ PyObject *speedups_register_loop(PyObject *module, PyObject *type) {
   Py_RETURN_NONE;
 }
 
-static bool methods_are(speedups_state *state, PyObject *type, PyObject *const *expected) {
+static bool methods_are(speedups_state *state, PyTypeObject *type, PyObject *const *expected) {
   int i;
 
-  for (i = 0; i < LOOP_METHODS; i++) {
-    PyObject *found = PyObject_GetAttr(type, state->loop_method_names[i]);
-
-    if (found == NULL)
-      PyErr_Clear();
-    Py_XDECREF(found);
-    if (found == NULL || found != expected[i])
+  for (i = 0; i < LOOP_METHODS; i++)
+    if (!speedups_has_still(type, state->loop_method_names[i], expected[i]))
       return false;
-  }
   return true;
 }
 
@@ -68,8 +62,8 @@ bool loop_is_plain(loop_object *loop) {
   /* A change of a base counts as one of the type. */
   if (type->tp_version_tag != 0 && type->tp_version_tag == loop->version)
     return true;
-  if (!methods_are(state, state->base_loop, state->base_methods) ||
-      !methods_are(state, (PyObject *)type, state->loop_methods))
+  if (!methods_are(state, (PyTypeObject *)state->base_loop, state->base_methods) ||
+      !methods_are(state, type, state->loop_methods))
     return false;
   loop->version = type->tp_version_tag;
   return true;

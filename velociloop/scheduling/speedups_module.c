@@ -55,6 +55,15 @@ bool speedups_is_original(PyObject *function, const char *class_name, const char
   return same;
 }
 
+bool speedups_has_still(PyTypeObject *type, PyObject *name, PyObject *expected) {
+  PyObject *found = PyObject_GetAttr((PyObject *)type, name);
+
+  if (found == NULL)
+    PyErr_Clear();
+  Py_XDECREF(found);
+  return found != NULL && found == expected;
+}
+
 int served_learn(served_class *served, PyObject *type, PyObject *method_name) {
   PyObject *method = PyObject_GetAttr(type, method_name);
 
@@ -69,16 +78,12 @@ int served_learn(served_class *served, PyObject *type, PyObject *method_name) {
 
 bool served_is_plain(served_class *served, PyObject *owner) {
   PyTypeObject *type = Py_TYPE(owner);
-  PyObject *found, **names;
+  PyObject **names;
 
   if (type != served->type)
     return false;
   if (type->tp_version_tag == 0 || type->tp_version_tag != served->version) {
-    found = PyObject_GetAttr((PyObject *)type, served->method_name);
-    if (found == NULL)
-      PyErr_Clear();
-    Py_XDECREF(found);
-    if (found != served->method)
+    if (!speedups_has_still(type, served->method_name, served->method))
       return false;
     served->version = type->tp_version_tag;
   }

@@ -296,17 +296,11 @@ static bool are_for_tasks(speedups_state *state, PyObject *kwnames) {
 /* Whether a replacement of asyncio's method is not to be called instead. */
 static bool makes_tasks_as_asyncio(speedups_state *state) {
   PyTypeObject *base = (PyTypeObject *)state->base_loop;
-  PyObject *found;
-  bool same;
 
   if (base->tp_version_tag != 0 && base->tp_version_tag == state->create_task_version)
     return true;
-  found = PyObject_GetAttr((PyObject *)base, state->str_create_task);
-  if (found == NULL)
-    PyErr_Clear();
-  same = found != NULL && found == state->base_create_task && speedups_is_original(found, "BaseEventLoop", "create_task");
-  Py_XDECREF(found);
-  if (!same)
+  if (!speedups_has_still(base, state->str_create_task, state->base_create_task) ||
+      !speedups_is_original(state->base_create_task, "BaseEventLoop", "create_task"))
     return false;
   state->create_task_version = base->tp_version_tag;
   return true;

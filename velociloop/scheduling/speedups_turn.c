@@ -271,8 +271,8 @@ static int run_unpolled_turns(loop_object *loop, queue_object *ready, PyObject *
   for (count = 0; count < most; count++) {
     if (loop->stopping != Py_False || ready->count == 0 ||
         (most > SKIPPED_POLLS_AFTER_RECORDS && uv->now() - loop->polled_at >= LONGEST_UNPOLLED_NS) ||
-        loop->ready != (PyObject *)ready || loop->scheduled != scheduled || !loop_is_plain(loop) || speedups_count_own((PyObject *)loop) != own ||
-        loop->selector != loop->uv_selector)
+        loop->ready != (PyObject *)ready || loop->scheduled != scheduled || !loop_is_plain(loop) ||
+        speedups_count_own((PyObject *)loop) != own || loop->selector != loop->uv_selector)
       return 0;
     due = is_timer_due(loop, scheduled);
     if (due != 0)
@@ -291,9 +291,7 @@ static int turns_to_go_on(loop_object *loop) {
 
   if (most == 0 || loop->depth > 1)
     return 0;
-  own = loop_has_own(loop, loop->state->str__run_once);
-  if (own == 0)
-    own = loop_has_own(loop, loop->state->str_run_forever);
+  own = speedups_has_own((PyObject *)loop, loop->own_count, loop->state->str__run_once, loop->state->str_run_forever);
   return own < 0 ? -1 : own ? 0 : most;
 }
 

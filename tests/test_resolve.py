@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import threading
@@ -48,6 +49,60 @@ async def test_numeric_addresses(host: Any, port: Any, hints: dict[str, int]) ->
     assert found == socket.getaddrinfo(host, port, **hints)
     if is_ours():
         assert not threads.jobs
+
+
+@pytest.mark.parametrize(("host", "port", "hints"), NUMERIC)
+async def test_an_answer_is_the_askers_own(host: Any, port: Any, hints: dict[str, int]) -> None:
+    """What one caller does to the list that it got is nothing to the next."""
+    loop = asyncio.get_running_loop()
+    first = await in_time(loop.getaddrinfo(host, port, **hints))
+    first.clear()
+    assert await in_time(loop.getaddrinfo(host, port, **hints)) == socket.getaddrinfo(host, port, **hints)
+
+
+@pytest.mark.parametrize("hint", ["family", "type", "proto"])
+@pytest.mark.parametrize("value", [0.0, None, "0", [], True], ids=repr)
+async def test_hints_of_another_type(hint: str, value: Any) -> None:
+    """A call whose arguments equal those of an earlier one is not yet the same call."""
+    loop = asyncio.get_running_loop()
+    for number in (0, 1):
+        with contextlib.suppress(OSError):
+            await in_time(loop.getaddrinfo(LOCALHOST, 80, **{hint: number}))
+    outcomes: list[Any] = []
+    for ask in (socket.getaddrinfo, loop.getaddrinfo):
+        try:
+            found: Any = ask(LOCALHOST, 80, **{hint: value})
+            outcomes.append(await found if asyncio.iscoroutine(found) else found)
+        except (TypeError, OSError) as exc:
+            outcomes.append((type(exc), str(exc)))
+    assert outcomes[0] == outcomes[1]
+
+
+async def test_a_port_of_another_type() -> None:
+    loop = asyncio.get_running_loop()
+    assert await in_time(loop.getaddrinfo(LOCALHOST, 80))
+    with pytest.raises(OSError, match="Int or String expected"):
+        await in_time(loop.getaddrinfo(LOCALHOST, 80.0))  # type: ignore[arg-type]
+
+
+def test_each_call_is_audited(loop_name: str) -> None:
+    """ "Raises an auditing event socket.getaddrinfo with arguments host, port, family, type, protocol." """
+    done = run_child(
+        """
+        import socket, sys
+        events = []
+        sys.addaudithook(lambda name, args: events.append(args) if name == "socket.getaddrinfo" else None)
+        loop = new_child_loop()
+        for _ in range(3):
+            loop.run_until_complete(loop.getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM))
+        assert events == [("127.0.0.1", 80, 0, 1, 0)] * 3, events
+        assert {type(each) for event in events for each in event} == {str, int}, events
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        """,
+        loop_name,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

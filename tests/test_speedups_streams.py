@@ -61,7 +61,7 @@ async def test_one_write_and_many(twin: str) -> None:
             peer.sock.sendall(b"1")
             assert await peer.receive_all(1) == b"1"
         assert transport._cork is Cork.OUT
-        assert (transport._corked, transport._corked_bytes, transport._callback_writes) == ([], 0, 0)
+        assert (transport._corked, transport._corked_bytes, transport._callback_writes) == (None, 0, 0)
 
 
 @pytest.mark.parametrize("size", [1, 1000, 70_000])

@@ -20,6 +20,7 @@ from .scheduling.callbacks import CallbackScope
 from .scheduling.dispatch import Dispatcher, DrainHandle
 from .scheduling.turn import LoopBase, register_loop, run_once
 from .scheduling.wakeup import SignalWakeup
+from .transports.table import TransportTable
 from .transports.waits import SocketWaits
 from .uv.core import Core, Statistics, stdio_held
 from .uv.selector import Selector, no_preparation
@@ -65,7 +66,8 @@ class Loop(LoopBase, sockets.SocketMethods):
         self._drain_handle = DrainHandle(self._dispatcher, self)
         self._uv_selector.before_wait = self._arm_wakeup
         self._uv_selector.on_foreign = self._adopt
-        self._waits.attach(self._uv_selector.watched, weak_dict_of(self._transports))
+        self._transports = TransportTable()
+        self._waits.attach(self._uv_selector.watched, self._transports.own, weak_dict_of(self._transports.others))
         self._attach(
             self._core.pointer, self._core.address, self._scope, self._uv_selector, no_preparation, self._drain_handle
         )
@@ -204,6 +206,10 @@ class Loop(LoopBase, sockets.SocketMethods):
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0  # noqa: A002
     ) -> Any:
         """See ``asyncio.loop.getaddrinfo``.  A numeric host needs no thread."""
+        if not (flags or self._debug or self._closed):
+            answer = resolve.numeric_answer(host, port, family, type, proto, flags)
+            if answer is not None:
+                return answer
         if self._debug or not resolve.needs_no_lookup(host, port, flags):
             return await super().getaddrinfo(host, port, family=family, type=type, proto=proto, flags=flags)
         self._check_closed()
@@ -426,6 +432,7 @@ class Loop(LoopBase, sockets.SocketMethods):
             owner.on_loop_close()
         self._waits.on_loop_close()
         self._listeners.clear()
+        self._transports.own.clear()  # so that an abandoned one is collected, and warns
         try:
             super().close()  # ValueError in another thread, if there are signal handlers
         finally:

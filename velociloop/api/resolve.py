@@ -8,13 +8,18 @@ A replaced ``socket.getaddrinfo`` may do anything, so it always runs in the exec
 """
 
 import socket
+import sys
+from functools import lru_cache
 from typing import Any
 
-__all__ = ["needs_no_lookup", "needs_no_reverse_lookup"]
+__all__ = ["needs_no_lookup", "needs_no_reverse_lookup", "numeric_answer"]
 
 # Another function by now, if somebody replaced it before velociloop was imported.
 _GETADDRINFO: Any = socket.getaddrinfo if socket.getaddrinfo.__module__ == "socket" else None
 _GETNAMEINFO: Any = socket.getnameinfo if socket.getnameinfo.__module__ == "_socket" else None
+
+# Of plain calls; an entry takes some 500 bytes.
+_REMEMBERED_ANSWERS = 256
 
 _NUMERIC_NAMES = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
 
@@ -50,6 +55,45 @@ def needs_no_lookup(host: object, port: object, flags: int) -> bool:
     if socket.getaddrinfo is not _GETADDRINFO or not _is_numeric_port(port):
         return False
     return bool(flags & socket.AI_NUMERICHOST) or _is_numeric_host(host)
+
+
+class _Answer:
+    """What ``socket.getaddrinfo`` has said to a call, and whether that call's audit event was this one's."""
+
+    __slots__ = ("addresses", "is_new")
+
+    def __init__(self, addresses: list[Any]) -> None:
+        self.addresses = addresses
+        self.is_new = True
+
+
+# typed: 80.0 == 80, and socket.getaddrinfo() takes only the one.
+@lru_cache(maxsize=_REMEMBERED_ANSWERS, typed=True)
+def _remembered(host: Any, port: Any, family: Any, kind: Any, proto: Any) -> _Answer | None:
+    if type(host) is not str or type(port) is not int or not _is_numeric_host(host):
+        return None
+    return _Answer(socket.getaddrinfo(host, port, family, kind, proto))
+
+
+def numeric_answer(host: Any, port: Any, family: Any, kind: Any, proto: Any, flags: Any) -> list[Any] | None:
+    """Return what ``socket.getaddrinfo`` says to a numeric host and port without flags (0); None: it is to be asked.
+
+    Its answer depends on nothing but the arguments then, and most of what it takes (4 us) is the making of enum members: so
+    it is asked once.  Raises what it raises.
+    """
+    if type(flags) is not int or socket.getaddrinfo is not _GETADDRINFO:
+        return None
+    try:
+        answer = _remembered(host, port, family, kind, proto)
+    except TypeError:
+        return None  # not hashable, or not what it takes: it says so itself
+    if answer is None:
+        return None
+    if answer.is_new:
+        answer.is_new = False
+    else:
+        sys.audit("socket.getaddrinfo", host, port, int(family), int(kind), int(proto))
+    return answer.addresses.copy()
 
 
 def needs_no_reverse_lookup(flags: Any) -> bool:

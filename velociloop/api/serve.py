@@ -7,8 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from .._accelerator import speedups
+from .._compat import ATTACH_TAKES_TRANSPORT, server_holds_plainly
 from ..transports.endpoint import SocketInfo
 from ..transports.listener import Listener
+from ..uv import sockaddr
 from .streams import make_accepted_transport, stream_kind
 
 __all__ = ["start_serving", "started", "stop_serving"]
@@ -50,7 +53,19 @@ def start_serving(
         # The user has closed that one's socket behind its server's back, and its number is this one's now.
         if other.fileno == sock.fileno():
             stop_serving(loop, other.sock)
-    connect = partial(make_accepted_transport, loop, SocketInfo(sock), server, tls)
+    server_holds_plainly(server)
+    info = SocketInfo(sock)
+    connect: Any = partial(make_accepted_transport, loop, info, server, tls)
+    if speedups is not None and tls is None and info.family in sockaddr.DECODABLE:
+        connect = speedups.StreamMaker(
+            connect,
+            loop,
+            loop._scope,
+            server,
+            loop._core.registry.owners,
+            loop._transports.own,
+            ATTACH_TAKES_TRANSPORT,
+        )
     # asyncio accepts `backlog` connections an event, and one where it is 0.
     loop._listeners[id(sock)] = Listener(
         loop, loop._core, sock, stream_kind(sock), max(backlog, 1), protocol_factory, connect

@@ -63,9 +63,12 @@ class DrainHandle(asyncio.Handle):
         except BaseException:
             # KeyboardInterrupt or SystemExit out of a protocol: the run ends with it, and what
             # was received behind it comes first in the next run.
-            if self._dispatcher.pending():
-                self._dispatcher.requeue(self)
+            self._requeue_rest()
             raise
+
+    def _requeue_rest(self) -> None:
+        if self._dispatcher.pending():
+            self._dispatcher.requeue(self)
 
 
 class PyDispatcherBase:
@@ -271,3 +274,5 @@ class Dispatcher(DispatcherBase):
 
 if speedups is None:
     Dispatcher.drain = Dispatcher._drain_in_python  # type: ignore[method-assign, assignment]  # without a frame between
+else:
+    speedups.register_dispatcher(Dispatcher, DrainHandle)

@@ -40,13 +40,15 @@
   X(datagram_received) X(_datagram_in_python) X(_report_callback) X(_sendto_in_python)                \
   X(_send_failed) X(on_wait) X(fileno) X(recv) X(done) X(set_result) X(create_future)                 \
   X(_receive_in_python) X(_operation_failed) X(_not_armed) X(create_task) X(loop) X(name) X(Task) \
-  X(__init__) X(__new__) X(__lt__) X(extend)
+  X(__init__) X(__new__) X(__lt__) X(extend) X(_attach) X(_make_connection) X(_begin_reading)          \
+  X(_begin_reading_in_python) X(on_accept) X(_accept_failed) X(_closed_meanwhile) X(_deliver_eof) \
+  X(drain) X(_requeue_rest) X(__setattr__) X(__dict__) X(set_protocol) X(_open)
 
 /* Slots of StreamTransport, without the leading underscore. */
 #define STREAM_SLOTS(X)                                                                               \
   X(reading) X(buffered) X(held) X(read_context) X(protocol) X(scope) X(pointer) X(key) X(sending)    \
   X(empty_waiter) X(send) X(conn_lost) X(unsent_bytes) X(corked) X(corked_bytes) X(callback_writes)   \
-  X(calm_callbacks) X(cork) X(wrote_in) X(high_water)
+  X(calm_callbacks) X(cork) X(wrote_in) X(high_water) X(phase) X(paused) X(sock_fd) X(raw_peername) X(extra)
 
 /* Slots of DatagramTransport, likewise. */
 #define DATAGRAM_SLOTS(X)                                                                             \
@@ -55,7 +57,10 @@
 
 /* And of SocketWaits. */
 #define WAITS_SLOTS(X)                                                                                \
-  X(pending) X(untried) X(watched) X(transports) X(loop) X(serial) X(unsupported) X(scope)
+  X(pending) X(untried) X(watched) X(transports) X(others) X(loop) X(serial) X(unsupported) X(scope)
+
+/* And of Listener. */
+#define LISTENER_SLOTS(X) X(loop) X(protocol_factory) X(connect) X(context) X(state) X(starvation_reported)
 
 /* What must be as it was found for the loop's C methods to serve a loop: looked up on its type, and on
  * asyncio's BaseEventLoop, which a patch may have been applied to. */
@@ -84,6 +89,12 @@ typedef struct {
   WAITS_SLOTS(X)
 #undef X
 } waits_slots;
+
+typedef struct {
+#define X(name) Py_ssize_t name;
+  LISTENER_SLOTS(X)
+#undef X
+} listener_slots;
 
 /* Of Wait, without underscores. */
 typedef struct {
@@ -142,18 +153,30 @@ typedef struct {
   /* From register_stream() on; NULL before. */
   served_class stream;          /* velociloop.transports.stream.StreamTransport */
   stream_slots stream_slot;
-  PyObject *reading_active, *sending_open, *cork_in, *cork_out;  /* members of the enums in transports/states.py */
+  /* Members of the enums in transports/states.py. */
+  PyObject *reading_active, *reading_idle, *sending_open, *cork_in, *cork_out, *phase_open, *phase_closed;
+  PyObject *buffered_protocol;  /* asyncio.BufferedProtocol */
+  PyObject *stream_makers;      /* what makes a transport, as it was found: see speedups_accept.c */
+  PyTypeObject *maker_type;     /* StreamMaker */
   PyObject *send;               /* cffi's vl_stream_try_write */
   long calm_callbacks;
 
   /* From register_datagram() on. */
   served_class datagram;        /* velociloop.transports.datagram.DatagramTransport */
   datagram_slots datagram_slot;
-  PyObject *phase_open;         /* and reading_active */
-  PyObject *datagram_reading;   /* Reading.ACTIVE */
+  PyObject *datagram_open, *datagram_reading; /* Phase.OPEN, Reading.ACTIVE */
   PyObject *send_datagram;      /* cffi's vl_udp_try_send */
   PyObject *decode_address;     /* sockaddr.decode_cached */
   int64_t again;                /* the code for "no room now" */
+
+  /* From register_dispatcher() on. */
+  served_class dispatcher, drain; /* Dispatcher and DrainHandle, of velociloop.scheduling.dispatch */
+  Py_ssize_t drain_dispatcher;  /* the offset of DrainHandle._dispatcher */
+
+  /* From register_listener() on. */
+  served_class listener;        /* velociloop.transports.listener.Listener */
+  listener_slots listener_slot;
+  PyObject *listener_closed;    /* ListenerState.CLOSED */
 
   /* From register_waits() on. */
   served_class waits;           /* velociloop.transports.waits.SocketWaits */
@@ -187,12 +210,17 @@ typedef struct {
   vl_core *core;
 } scope_object;
 
-/* So many handles of a type whose callbacks have run wait for the next call_soon() or its like. */
-#define SPARE_HANDLES 1024
+/* Handles of a type whose callbacks have run wait for the next call_soon() or its like: as many as a burst needs, which
+ * a thread makes while it has the GIL (5 ms), of which a few are let go each time the loop waits, until SPARES_KEPT are left.
+ * They stay tracked, for it is the making of tracked objects that has the collector run: untracked while they are spare, a
+ * call_soon_threadsafe() took 350 ns for 310. */
+#define SPARES_KEPT 1024
+#define MOST_SPARES 32768
+#define SPARES_DROPPED_AT_ONCE 8 /* an eighth of those too many */
 enum { SPARE_HANDLE, SPARE_TIMER, SPARE_SAFE, SPARE_KINDS };
 typedef struct {
-  int count;
-  PyObject *items[SPARE_HANDLES];
+  Py_ssize_t count, room;
+  PyObject **items;             /* owned, as are the first `count` in it */
 } spare_handles;
 
 /* LoopBase: the part of velociloop.Loop that C looks at. */
@@ -273,6 +301,10 @@ int handle_run_plain(speedups_state *state, PyObject *handle);
 int handle_is_cancelled(speedups_state *state, PyObject *handle);
 /* Takes the reference of a handle that has run, for the next handle_make() if nobody else has one. */
 void handle_done(loop_object *loop, PyObject *handle);
+/* The loop is going to wait: see spare_handles. */
+void spares_dwindle(loop_object *loop);
+/* Frees them all. */
+void spares_free(loop_object *loop);
 
 /* -- thread-safe handles (speedups_safe.c) ---------------------------------------------- */
 
@@ -309,6 +341,7 @@ extern PyType_Spec speedups_dispatcher_spec;
 extern PyType_Spec speedups_stream_spec;
 extern PyType_Spec speedups_datagram_spec;
 extern PyType_Spec speedups_waits_spec;
+extern PyType_Spec speedups_maker_spec;
 
 int loop_learn(speedups_state *state);
 /* Whether the methods of its type are ours or asyncio's, and it is not in debug mode (H3). */
@@ -352,6 +385,24 @@ int scope_end_finally(scope_object *scope, int result);
 int stream_learn(PyObject *module, PyObject *type, PyObject *values);
 /* Delivers a READ record: 0; 1 if its owner's Python code must; or -1. */
 int stream_read(speedups_state *state, vl_core *core, PyObject *owner, const vl_record *record);
+
+/* -- records (speedups_dispatch.c) ------------------------------------------------------------------ */
+
+/* register_dispatcher(type, handle_type): takes Dispatcher and DrainHandle. */
+int dispatcher_learn(PyObject *module, PyObject *type, PyObject *handle_type);
+/* Whether DrainHandle._run() is what it was, as is all that it calls, and it is not cancelled. */
+bool drain_is_plain(speedups_state *state, PyObject *handle);
+/* As handle._run(). */
+int drain_run(speedups_state *state, PyObject *handle);
+
+/* -- accepted connections (speedups_accept.c) ------------------------------------------------------------- */
+
+/* At the end of stream_learn(): what makes a transport. */
+int makers_learn(speedups_state *state);
+/* register_listener(type, CLOSED): takes the class of listeners. */
+int listener_learn(PyObject *module, PyObject *type, PyObject *closed);
+/* An ACCEPT record: 0; 1 if its owner's Python code must; or -1. */
+int listener_accept(speedups_state *state, vl_core *core, PyObject *listener, const vl_record *record);
 
 /* -- single waits (speedups_waits.c) ---------------------------------------------------------- */
 

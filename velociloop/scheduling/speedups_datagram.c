@@ -17,7 +17,7 @@ int datagram_learn(PyObject *module, PyObject *type, PyObject *values) {
     return -1;
   DATAGRAM_SLOTS(X)
 #undef X
-  Py_XSETREF(state->phase_open, Py_NewRef(phase));
+  Py_XSETREF(state->datagram_open, Py_NewRef(phase));
   Py_XSETREF(state->datagram_reading, Py_NewRef(active));
   Py_XSETREF(state->send_datagram, Py_NewRef(send));
   Py_XSETREF(state->decode_address, Py_NewRef(decode));
@@ -82,7 +82,7 @@ int datagram_receive(speedups_state *state, vl_core *core, PyObject *owner, cons
   int failed;
 
   if (record->result < 0 || !served_is_plain(&state->datagram, owner) ||
-      SLOT(owner, slot->phase) != state->phase_open || SLOT(owner, slot->reading) != state->datagram_reading ||
+      SLOT(owner, slot->phase) != state->datagram_open || SLOT(owner, slot->reading) != state->datagram_reading ||
       SLOT(owner, slot->held) != Py_None)
     return 1;
   context = SLOT(owner, slot->read_context);
@@ -131,7 +131,7 @@ static bool may_send(speedups_state *state, PyObject *self, scope_object **scope
     return false;
   *scope = (scope_object *)found;
   return (*scope)->core != NULL && SLOT(self, slot->pointer) == (*scope)->core_owner &&
-         SLOT(self, slot->phase) == state->phase_open && SLOT(self, slot->address) == Py_None &&
+         SLOT(self, slot->phase) == state->datagram_open && SLOT(self, slot->address) == Py_None &&
          SLOT(self, slot->connected) == Py_False && SLOT(self, slot->send) == state->send_datagram &&
          PyObject_Size(buffer) == 0;
 }

@@ -172,6 +172,31 @@ static int dispatch_other(dispatcher_object *dispatcher, const vl_record *record
   return result;
 }
 
+/* An ACCEPT record.  In a nested turn, or without an owner, Python does what there is to do. */
+static int dispatch_accepted(dispatcher_object *dispatcher, const vl_record *record, int64_t head, int64_t outer) {
+  speedups_state *state = dispatcher->state;
+  int64_t *words = state->uv->core_words(dispatcher->core);
+  PyObject *key = PyLong_FromLongLong(record->owner);
+  PyObject *owner;
+  int result = 1;
+
+  if (key == NULL)
+    return -1;
+  owner = PyDict_GetItemWithError(dispatcher->owners, key);
+  Py_DECREF(key);
+  if (owner == NULL && PyErr_Occurred())
+    return -1;
+  if (owner != NULL && outer == 0) {
+    Py_INCREF(owner);
+    words[VL_WORD_HEAD] = head + 1;
+    result = listener_accept(state, dispatcher->core, owner, record);
+    if (result < 0)
+      result = report_defect(dispatcher, owner);
+    Py_DECREF(owner);
+  }
+  return result > 0 ? dispatch_other(dispatcher, record, head, outer) : result;
+}
+
 static int dispatch_wait(dispatcher_object *dispatcher, const vl_record *record, int64_t head, int64_t outer) {
   PyObject *waits;
   int result;
@@ -203,6 +228,8 @@ static int drain(dispatcher_object *dispatcher) {
     scope->serial++;
     if (record.op == VL_OP_READ || record.op == VL_OP_DATAGRAM)
       result = dispatch_received(dispatcher, &record, head, outer);
+    else if (record.op == VL_OP_ACCEPT)
+      result = dispatch_accepted(dispatcher, &record, head, outer);
     else if (record.op == VL_OP_WAIT)
       result = dispatch_wait(dispatcher, &record, head, outer);
     else
@@ -230,6 +257,44 @@ static PyObject *dispatcher_drain(PyObject *self, PyObject *Py_UNUSED(ignored)) 
   Py_DECREF(scope);
   Py_DECREF(core_owner);
   return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* -- DrainHandle -------------------------------------------------------------------- */
+
+int dispatcher_learn(PyObject *module, PyObject *type, PyObject *handle_type) {
+  speedups_state *state = PyModule_GetState(module);
+
+  if (speedups_slot_offset((PyTypeObject *)handle_type, "_dispatcher", &state->drain_dispatcher) < 0 ||
+      served_learn(&state->dispatcher, type, state->str_drain) < 0 ||
+      served_learn(&state->drain, handle_type, state->str__run) < 0)
+    return -1;
+  return 0;
+}
+
+bool drain_is_plain(speedups_state *state, PyObject *handle) {
+  PyObject *dispatcher;
+
+  if (!served_is_plain(&state->drain, handle) || SLOT(handle, state->slot.cancelled) != Py_False)
+    return false;
+  dispatcher = SLOT(handle, state->drain_dispatcher);
+  return dispatcher != NULL && served_is_plain(&state->dispatcher, dispatcher);
+}
+
+int drain_run(speedups_state *state, PyObject *handle) {
+  PyObject *result = dispatcher_drain(SLOT(handle, state->drain_dispatcher), NULL);
+  PyObject *exception;
+
+  if (result == NULL) {
+    exception = speedups_take_exception();
+    result = PyObject_CallMethodNoArgs(handle, state->str__requeue_rest);
+    if (result == NULL)
+      PyErr_WriteUnraisable(handle);
+    speedups_give_exception(exception);
+    Py_XDECREF(result);
+    return -1;
+  }
+  Py_DECREF(result);
+  return 0;
 }
 
 static PyMethodDef dispatcher_methods[] = {

@@ -193,9 +193,23 @@ PyObject *safe_handle_make(loop_object *loop, PyObject *callback, PyObject *args
 }
 
 static bool may_be_spare(speedups_state *state, loop_object *loop, PyObject *handle, const spare_handles *spare) {
-  return Py_REFCNT(handle) == 1 && spare->count < SPARE_HANDLES && *PyObject_GET_WEAKREFS_LISTPTR(handle) == NULL &&
+  return Py_REFCNT(handle) == 1 && spare->count < MOST_SPARES && *PyObject_GET_WEAKREFS_LISTPTR(handle) == NULL &&
          is_untouched(state, loop, handle, spare == &loop->spare[SPARE_TIMER]) &&
          (spare != &loop->spare[SPARE_SAFE] || safe_handle_is_idle(state, handle));
+}
+
+static bool spare_has_room(spare_handles *spare) {
+  Py_ssize_t room = spare->room == 0 ? 64 : spare->room * 2;
+  PyObject **items;
+
+  if (spare->count < spare->room)
+    return true;
+  items = PyMem_Realloc(spare->items, (size_t)room * sizeof(*items));
+  if (items == NULL)
+    return false;
+  spare->items = items;
+  spare->room = room;
+  return true;
 }
 
 void handle_done(loop_object *loop, PyObject *handle) {
@@ -213,10 +227,42 @@ void handle_done(loop_object *loop, PyObject *handle) {
   Py_CLEAR(SLOT(handle, slot->callback));
   Py_CLEAR(SLOT(handle, slot->args));
   /* What was just released may have run Python code, which may have asked gc for all objects, or scheduled. */
-  if (may_be_spare(state, loop, handle, spare))
-    spare->items[spare->count++] = handle;
-  else
+  if (!may_be_spare(state, loop, handle, spare) || !spare_has_room(spare)) {
     Py_DECREF(handle);
+    return;
+  }
+  spare->items[spare->count++] = handle;
+}
+
+/* A spare handle has nothing that could run code but its loop, which lives. */
+static void drop_spare(spare_handles *spare) {
+  Py_DECREF(spare->items[--spare->count]);
+}
+
+void spares_dwindle(loop_object *loop) {
+  int kind;
+
+  for (kind = 0; kind < SPARE_KINDS; kind++) {
+    spare_handles *spare = &loop->spare[kind];
+    Py_ssize_t many = spare->count - SPARES_KEPT;
+
+    for (many = (many + SPARES_DROPPED_AT_ONCE - 1) / SPARES_DROPPED_AT_ONCE; many > 0; many--)
+      drop_spare(spare);
+  }
+}
+
+void spares_free(loop_object *loop) {
+  int kind;
+
+  for (kind = 0; kind < SPARE_KINDS; kind++) {
+    spare_handles *spare = &loop->spare[kind];
+
+    while (spare->count > 0)
+      drop_spare(spare);
+    PyMem_Free(spare->items);
+    spare->items = NULL;
+    spare->room = 0;
+  }
 }
 
 /* -- our TimerHandle -------------------------------------------------------------------- */

@@ -196,7 +196,8 @@ static PyObject *loop_attach(PyObject *self, PyObject *args) {
 
 static int loop_traverse(PyObject *self, visitproc visit, void *arg) {
   loop_object *loop = (loop_object *)self;
-  int kind, i;
+  Py_ssize_t i;
+  int kind;
 
   Py_VISIT(Py_TYPE(self));
   Py_VISIT(loop->ready);
@@ -221,7 +222,6 @@ static int loop_traverse(PyObject *self, visitproc visit, void *arg) {
 
 static int loop_clear(PyObject *self) {
   loop_object *loop = (loop_object *)self;
-  int kind;
 
   loop->core = NULL; /* no longer plain: what is left is Python's */
   Py_CLEAR(loop->ready);
@@ -238,9 +238,7 @@ static int loop_clear(PyObject *self) {
   Py_CLEAR(loop->selector_select);
   Py_CLEAR(loop->no_preparation);
   Py_CLEAR(loop->drain_handle);
-  for (kind = 0; kind < SPARE_KINDS; kind++)
-    while (loop->spare[kind].count > 0)
-      Py_DECREF(loop->spare[kind].items[--loop->spare[kind].count]);
+  spares_free(loop);
   return 0;
 }
 

@@ -133,6 +133,24 @@ static PyObject *register_stream(PyObject *module, PyObject *args) {
   Py_RETURN_NONE;
 }
 
+static PyObject *register_dispatcher(PyObject *module, PyObject *args) {
+  PyObject *type, *handle_type;
+
+  if (!PyArg_ParseTuple(args, "O!O!:register_dispatcher", &PyType_Type, &type, &PyType_Type, &handle_type) ||
+      dispatcher_learn(module, type, handle_type) < 0)
+    return NULL;
+  Py_RETURN_NONE;
+}
+
+static PyObject *register_listener(PyObject *module, PyObject *args) {
+  PyObject *type, *closed;
+
+  if (!PyArg_ParseTuple(args, "O!O:register_listener", &PyType_Type, &type, &closed) ||
+      listener_learn(module, type, closed) < 0)
+    return NULL;
+  Py_RETURN_NONE;
+}
+
 static PyObject *register_datagram(PyObject *module, PyObject *args) {
   PyObject *type, *values;
 
@@ -156,8 +174,13 @@ static PyMethodDef module_methods[] = {
     {"register_loop", speedups_register_loop, METH_O,
      "register_loop(type)\n\nTake the methods of velociloop.Loop as those that a loop must have for C to serve it."},
     {"register_stream", register_stream, METH_VARARGS,
-     "register_stream(type, (ACTIVE, OPEN, IN, OUT, vl_stream_try_write, CALM_CALLBACKS))\n\n"
+     "register_stream(type, (ACTIVE, IDLE, Sending.OPEN, IN, OUT, Phase.OPEN, Phase.CLOSED, vl_stream_try_write,\n"
+     "BufferedProtocol, CALM_CALLBACKS))\n\n"
      "Take the class of stream transports, the states that C must know, and the function that sends."},
+    {"register_dispatcher", register_dispatcher, METH_VARARGS,
+     "register_dispatcher(type, handle_type)\n\nTake the classes Dispatcher and DrainHandle."},
+    {"register_listener", register_listener, METH_VARARGS,
+     "register_listener(type, CLOSED)\n\nTake the class of listeners, and the state in which they accept no more."},
     {"register_datagram", register_datagram, METH_VARARGS,
      "register_datagram(type, (OPEN, ACTIVE, vl_udp_try_send, decode, EAGAIN))\n\n"
      "Take the class of datagram transports, the states that C must know, the function that sends, and the one that\n"
@@ -265,7 +288,8 @@ static int speedups_exec(PyObject *module) {
     return -1;
   state->queue_type = (PyTypeObject *)add_type(module, &speedups_queue_spec, NULL);
   state->fast_timer_type = (PyTypeObject *)add_type(module, &speedups_timer_spec, (PyObject *)state->timer_type);
-  if (state->queue_type == NULL || state->fast_timer_type == NULL)
+  state->maker_type = (PyTypeObject *)add_type(module, &speedups_maker_spec, NULL);
+  if (state->queue_type == NULL || state->maker_type == NULL || state->fast_timer_type == NULL)
     return -1;
   if (state->safe_type != NULL && speedups_safe_spec() != NULL) {
     state->fast_safe_type = (PyTypeObject *)add_type(module, speedups_safe_spec(), (PyObject *)state->safe_type);
@@ -332,7 +356,7 @@ static int speedups_traverse(PyObject *module, visitproc visit, void *arg) {
   Py_VISIT(state->waits.method);
   Py_VISIT(state->wait_type);
   Py_VISIT(state->socket_type);
-  Py_VISIT(state->phase_open);
+  Py_VISIT(state->datagram_open);
   Py_VISIT(state->datagram_reading);
   Py_VISIT(state->send_datagram);
   Py_VISIT(state->decode_address);
@@ -340,6 +364,19 @@ static int speedups_traverse(PyObject *module, visitproc visit, void *arg) {
   Py_VISIT(state->sending_open);
   Py_VISIT(state->cork_in);
   Py_VISIT(state->cork_out);
+  Py_VISIT(state->reading_idle);
+  Py_VISIT(state->phase_open);
+  Py_VISIT(state->phase_closed);
+  Py_VISIT(state->buffered_protocol);
+  Py_VISIT(state->stream_makers);
+  Py_VISIT(state->maker_type);
+  Py_VISIT(state->listener.type);
+  Py_VISIT(state->listener.method);
+  Py_VISIT(state->listener_closed);
+  Py_VISIT(state->dispatcher.type);
+  Py_VISIT(state->dispatcher.method);
+  Py_VISIT(state->drain.type);
+  Py_VISIT(state->drain.method);
   Py_VISIT(state->send);
   for (i = 0; i < LOOP_METHODS; i++) {
     Py_VISIT(state->base_methods[i]);
@@ -394,7 +431,7 @@ static int speedups_clear(PyObject *module) {
   Py_CLEAR(state->waits.method);
   Py_CLEAR(state->wait_type);
   Py_CLEAR(state->socket_type);
-  Py_CLEAR(state->phase_open);
+  Py_CLEAR(state->datagram_open);
   Py_CLEAR(state->datagram_reading);
   Py_CLEAR(state->send_datagram);
   Py_CLEAR(state->decode_address);
@@ -402,6 +439,19 @@ static int speedups_clear(PyObject *module) {
   Py_CLEAR(state->sending_open);
   Py_CLEAR(state->cork_in);
   Py_CLEAR(state->cork_out);
+  Py_CLEAR(state->reading_idle);
+  Py_CLEAR(state->phase_open);
+  Py_CLEAR(state->phase_closed);
+  Py_CLEAR(state->buffered_protocol);
+  Py_CLEAR(state->stream_makers);
+  Py_CLEAR(state->maker_type);
+  Py_CLEAR(state->listener.type);
+  Py_CLEAR(state->listener.method);
+  Py_CLEAR(state->listener_closed);
+  Py_CLEAR(state->dispatcher.type);
+  Py_CLEAR(state->dispatcher.method);
+  Py_CLEAR(state->drain.type);
+  Py_CLEAR(state->drain.method);
   Py_CLEAR(state->send);
   for (i = 0; i < LOOP_METHODS; i++) {
     Py_CLEAR(state->base_methods[i]);

@@ -20,6 +20,18 @@ static PyObject *tell_in(PyObject *context, PyObject *owner, PyObject *name, PyO
   return result;
 }
 
+/* owner.name() in this context. */
+static PyObject *tell_no_more_in(PyObject *context, PyObject *owner, PyObject *name) {
+  PyObject *result = NULL;
+
+  if (PyContext_Enter(context) < 0)
+    return NULL;
+  result = PyObject_CallMethodNoArgs(owner, name);
+  if (PyContext_Exit(context) < 0)
+    Py_CLEAR(result);
+  return result;
+}
+
 static int done(PyObject *result) {
   Py_XDECREF(result);
   return result == NULL ? -1 : 0;
@@ -226,13 +238,21 @@ int stream_read(speedups_state *state, vl_core *core, PyObject *owner, const vl_
   int64_t code = 0;
   int result;
 
-  if (record->result < 0 || !served_is_plain(&state->stream, owner) ||
+  if ((record->result < 0 && record->result != VL_EOF) || !served_is_plain(&state->stream, owner) ||
       SLOT(owner, slot->reading) != state->reading_active || SLOT(owner, slot->held) != Py_None)
     return 1;
   context = SLOT(owner, slot->read_context);
   protocol = SLOT(owner, slot->protocol);
   if (context == NULL || !PyContext_CheckExact(context) || protocol == NULL)
     return 1;
+  if (record->result == VL_EOF) {
+    if (SLOT(owner, slot->phase) != state->phase_open)
+      return 1;
+    Py_INCREF(context);
+    data = tell_no_more_in(context, owner, state->str__deliver_eof);
+    Py_DECREF(context);
+    return done(data);
+  }
   if (record->result > 0) {
     what.bytes = state->uv->slab_segment(core, record->segment) + record->aux;
     what.size = (Py_ssize_t)record->result;

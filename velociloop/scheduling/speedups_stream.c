@@ -10,10 +10,11 @@ int stream_learn(PyObject *module, PyObject *type, PyObject *values) {
   speedups_state *state = PyModule_GetState(module);
   stream_slots *slot = &state->stream_slot;
   PyTypeObject *stream = (PyTypeObject *)type;
-  PyObject *active, *sending_open, *cork_in, *cork_out, *send;
+  PyObject *active, *idle, *sending_open, *cork_in, *cork_out, *open, *closed, *send, *buffered;
   long calm;
 
-  if (!PyArg_ParseTuple(values, "OOOOOl:register_stream", &active, &sending_open, &cork_in, &cork_out, &send, &calm))
+  if (!PyArg_ParseTuple(values, "OOOOOOOOOl:register_stream", &active, &idle, &sending_open, &cork_in, &cork_out, &open,
+                        &closed, &send, &buffered, &calm))
     return -1;
 #define X(name)                                                              \
   if (speedups_slot_offset(stream, "_" #name, &slot->name) < 0)              \
@@ -27,8 +28,12 @@ int stream_learn(PyObject *module, PyObject *type, PyObject *values) {
   Py_XSETREF(state->cork_in, Py_NewRef(cork_in));
   Py_XSETREF(state->cork_out, Py_NewRef(cork_out));
   Py_XSETREF(state->send, Py_NewRef(send));
+  Py_XSETREF(state->reading_idle, Py_NewRef(idle));
+  Py_XSETREF(state->phase_open, Py_NewRef(open));
+  Py_XSETREF(state->phase_closed, Py_NewRef(closed));
+  Py_XSETREF(state->buffered_protocol, Py_NewRef(buffered));
   state->calm_callbacks = calm;
-  return 0;
+  return makers_learn(state);
 }
 
 /* Whether a slot holds an int of a C long; its value. */
@@ -95,10 +100,16 @@ static int put_corked(speedups_state *state, PyObject *self, scope_object *scope
   PyObject *corked = SLOT(self, slot->corked);
   long writes, bytes, high;
 
-  if (corked == NULL || !PyList_CheckExact(corked) || !number(self, slot->callback_writes, &writes) ||
-      !number(self, slot->corked_bytes, &bytes) || !number(self, slot->high_water, &high) ||
-      high - bytes < PyBytes_GET_SIZE(data))
+  if (corked == NULL || (corked != Py_None && !PyList_CheckExact(corked)) ||
+      !number(self, slot->callback_writes, &writes) || !number(self, slot->corked_bytes, &bytes) ||
+      !number(self, slot->high_water, &high) || high - bytes < PyBytes_GET_SIZE(data))
     return 0;
+  if (corked == Py_None) {
+    corked = PyList_New(0);
+    if (corked == NULL)
+      return -1;
+    Py_SETREF(SLOT(self, slot->corked), corked);
+  }
   if (PyList_Append(corked, data) < 0)
     return -1;
   if (set_number(self, slot->corked_bytes, bytes + (long long)PyBytes_GET_SIZE(data)) < 0 ||
@@ -175,7 +186,7 @@ static PyObject *stream_on_callback_end(PyObject *self, PyTypeObject *defining_c
   speedups_state *state = PyType_GetModuleState(defining_class);
   stream_slots *slot;
   scope_object *scope;
-  PyObject *corked, *empty, *data, *result;
+  PyObject *corked, *data, *result;
   long writes, calm, bytes, high;
 
   if (state == NULL)
@@ -193,20 +204,55 @@ static PyObject *stream_on_callback_end(PyObject *self, PyTypeObject *defining_c
     return result;
   }
   calm = writes == 1 ? calm + 1 : 0;
-  empty = PyList_New(0);
-  data = empty == NULL ? NULL : join(corked, bytes);
+  data = join(corked, bytes);
   if (data == NULL || set_number(self, slot->calm_callbacks, calm) < 0 ||
       set_number(self, slot->callback_writes, 0) < 0 || set_number(self, slot->corked_bytes, 0) < 0) {
     Py_XDECREF(data);
-    Py_XDECREF(empty);
     return NULL;
   }
   if (calm >= state->calm_callbacks)
     Py_XSETREF(SLOT(self, slot->cork), Py_NewRef(state->cork_out));
-  Py_XSETREF(SLOT(self, slot->corked), empty);
+  Py_SETREF(SLOT(self, slot->corked), Py_NewRef(Py_None));
   result = send_now(state, self, scope, data);
   Py_DECREF(data);
   return result;
+}
+
+/* _begin_reading(): from its first call until reading is paused nothing of what it asks for is there. */
+static PyObject *stream_begin_reading(PyObject *self, PyTypeObject *defining_class, PyObject *const *args,
+                                      Py_ssize_t nargs, PyObject *kwnames) {
+  speedups_state *state = PyType_GetModuleState(defining_class);
+  stream_slots *slot;
+  scope_object *scope;
+  PyObject *context;
+  long long key;
+
+  if (state == NULL)
+    return NULL;
+  slot = &state->stream_slot;
+  if (nargs != 0 || kwnames != NULL || state->stream.type == NULL || !Py_IS_TYPE(self, state->stream.type) ||
+      !served_is_plain(&state->stream, self) || speedups_count_own(self) > 0 || !may_send(state, self, &scope) ||
+      SLOT(self, slot->phase) != state->phase_open || SLOT(self, slot->reading) != state->reading_idle ||
+      SLOT(self, slot->paused) != Py_False || SLOT(self, slot->held) != Py_None)
+    goto in_python;
+  key = PyLong_AsLongLong(SLOT(self, slot->key));
+  if (key == -1 && PyErr_Occurred())
+    return NULL;
+  if (state->uv->stream_read_start(scope->core, key) != 0)
+    goto in_python; /* it fails there, too */
+  context = PyContext_CopyCurrent();
+  if (context == NULL)
+    return NULL;
+  Py_XSETREF(SLOT(self, slot->read_context), context);
+  Py_SETREF(SLOT(self, slot->reading), Py_NewRef(state->reading_active));
+  Py_RETURN_NONE;
+in_python: {
+  PyObject *method = PyObject_GetAttr(self, state->str__begin_reading_in_python);
+  PyObject *result = method == NULL ? NULL : PyObject_Vectorcall(method, args, (size_t)nargs, kwnames);
+
+  Py_XDECREF(method);
+  return result;
+}
 }
 
 #define METHOD(function) ((PyCFunction)(void (*)(void))(function))
@@ -214,6 +260,8 @@ static PyObject *stream_on_callback_end(PyObject *self, PyTypeObject *defining_c
 static PyMethodDef stream_methods[] = {
     {"_write", METHOD(stream_write), METH_METHOD | METH_FASTCALL | METH_KEYWORDS,
      "Send data; never blocks.  See SendingSide.write in velociloop.transports.sending."},
+    {"_begin_reading", METHOD(stream_begin_reading), METH_METHOD | METH_FASTCALL | METH_KEYWORDS,
+     "Start reading, if nothing speaks against it.  See SocketTransport in velociloop.transports.endpoint."},
     {"on_callback_end", METHOD(stream_on_callback_end), METH_METHOD | METH_FASTCALL | METH_KEYWORDS,
      "Send what was held back."},
     {NULL, NULL, 0, NULL},

@@ -153,6 +153,8 @@ static int poll(loop_object *loop, queue_object *ready, PyObject *scheduled) {
     return -1;
   if (timeout_ns != 0 && before_wait(loop) < 0)
     return -1;
+  if (timeout_ns != 0)
+    spares_dwindle(loop);
   Py_BEGIN_ALLOW_THREADS
   found = loop->state->uv->core_poll(core, timeout_ns);
   Py_END_ALLOW_THREADS
@@ -204,6 +206,12 @@ static int run_next(loop_object *loop, queue_object *ready) {
 
   if (handle == NULL)
     return -1;
+  if (handle == loop->drain_handle && drain_is_plain(state, handle)) {
+    scope->serial++;
+    result = drain_run(state, handle);
+    Py_DECREF(handle);
+    return result < 0 ? -1 : PyList_GET_SIZE(scope->corked) > 0 ? scope_end(scope) : 0;
+  }
   result = handle_is_cancelled(state, handle);
   if (result == 0) {
     scope->serial++;

@@ -63,7 +63,9 @@ static int is_others(speedups_state *state, PyObject *self, PyObject *fd, long n
   if (number < 0 || SLOT(self, slot->unsupported) != Py_False)
     return 1;
   found = PySet_Contains(SLOT(self, slot->watched), fd);
-  return found != 0 ? found : PyDict_Contains(SLOT(self, slot->transports), fd);
+  if (found == 0)
+    found = PyDict_Contains(SLOT(self, slot->transports), fd);
+  return found != 0 ? found : PyDict_Contains(SLOT(self, slot->others), fd);
 }
 
 /* Another token: the serial in front of the descriptor. */
@@ -132,7 +134,8 @@ static bool is_plain(speedups_state *state, PyObject *self, PyObject *sock, PyOb
       !PyDict_CheckExact(SLOT(self, slot->untried)) || SLOT(self, slot->pending) == NULL ||
       !PyDict_CheckExact(SLOT(self, slot->pending)) || SLOT(self, slot->watched) == NULL ||
       !PySet_CheckExact(SLOT(self, slot->watched)) || SLOT(self, slot->transports) == NULL ||
-      !PyDict_CheckExact(SLOT(self, slot->transports)) || SLOT(self, slot->serial) == NULL ||
+      !PyDict_CheckExact(SLOT(self, slot->transports)) || SLOT(self, slot->others) == NULL ||
+      !PyDict_CheckExact(SLOT(self, slot->others)) || SLOT(self, slot->serial) == NULL ||
       SLOT(self, slot->loop) == NULL)
     return false;
   *scope = (scope_object *)found;

@@ -136,7 +136,7 @@ class SocketTransport(FlowControlMixin, Owner):
     ) -> None:
         """Go into service; ``connection_made(*args)`` is to tell the protocol."""
         loop = self._loop
-        loop._transports[self._sock_fd] = self
+        loop._transports.own[self._sock_fd] = self
         self._core.registry.owners[self._key] = self
         self._phase = _OPEN
         # asyncio's order: connection_made, then reading, then whoever waits for the connection.
@@ -190,17 +190,14 @@ class SocketTransport(FlowControlMixin, Owner):
         extra = self._extra
         if name not in extra:
             if name == "sockname":
-                self._learn_sockname()
-                extra[name] = sockaddr.decode(self._raw_sockname or b"")
+                if self._raw_sockname is None:
+                    self._raw_sockname = self._core.sockname(self._key)
+                extra[name] = sockaddr.decode(self._raw_sockname)
             elif name == "peername":
                 extra[name] = sockaddr.decode(self._raw_peername or b"")
             elif name == "socket":
                 extra[name] = TransportSocket(self._sock or self._closed_socket())
         return extra.get(name, default)
-
-    def _learn_sockname(self) -> None:
-        if self._raw_sockname is None:
-            self._raw_sockname = self._core.sockname(self._key)
 
     def _closed_socket(self) -> socket.socket:
         info = self._info
@@ -258,6 +255,9 @@ class SocketTransport(FlowControlMixin, Owner):
             logger.debug("%r resumes reading", self)
 
     def _begin_reading(self) -> None:
+        self._begin_reading_in_python()
+
+    def _begin_reading_in_python(self) -> None:
         if self._phase is not _OPEN or self._reading is not _IDLE or self._paused:
             return
         # asyncio's reader is a Handle made here: what it runs sees this context's variables.
@@ -339,10 +339,10 @@ class SocketTransport(FlowControlMixin, Owner):
             if self._protocol_connected:
                 self._protocol.connection_lost(exc)
         finally:
-            loop_transports, fd = self._loop._transports, self._sock_fd
+            of_loop, fd = self._loop._transports.own, self._sock_fd
             self._release()
-            if loop_transports.get(fd) is self:
-                del loop_transports[fd]
+            if of_loop.get(fd) is self:
+                del of_loop[fd]
             self._protocol = None
             self._loop = None
             self._read_context = self._write_context = None
@@ -356,12 +356,13 @@ class SocketTransport(FlowControlMixin, Owner):
             self._user_sock.close()
 
     def _close_handle(self) -> None:
-        if "sockname" not in self._extra:
-            self._learn_sockname()
         if self._made_sock is not None:
             self._made_sock.detach()
             self._made_sock = None
-        self._core.close_handle(self._key)
+        if self._raw_sockname is None and "sockname" not in self._extra:
+            self._raw_sockname = self._core.close_stream(self._key)  # whoever asks later is told
+        else:
+            self._core.close_handle(self._key)
 
     def on_loop_close(self) -> None:
         """See ``Owner``.

@@ -10,6 +10,7 @@ from asyncio.log import logger
 from collections.abc import Callable
 from typing import Any
 
+from .._accelerator import speedups
 from .._compat import ACCEPT_RETRY_DELAY, TransportSocket
 from ..uv import errors, ring
 from ..uv.registry import Owner
@@ -51,6 +52,20 @@ class Listener(Owner):
     ``protocol_factory`` is called for each connection in a copy of the context that started the
     server; ``connect`` then makes its transport.
     """
+
+    __slots__ = (
+        "_connect",
+        "_context",
+        "_core",
+        "_key",
+        "_loop",
+        "_protocol_factory",
+        "_retry",
+        "_starvation_reported",
+        "_state",
+        "fileno",
+        "sock",
+    )
 
     def __init__(
         self,
@@ -100,20 +115,27 @@ class Listener(Owner):
         try:
             protocol = self._protocol_factory()
             if self._state is ListenerState.CLOSED:
-                # The factory has closed the server, whose _attach() would fail now (H8).
-                self._core.close_handle(key)
+                self._closed_meanwhile(key)
                 return
             transport = self._connect(key, raw_peername, protocol)
         except BaseException as exc:
-            self._core.close_handle(key)
+            self._accept_failed(key, exc)
             if isinstance(exc, (SystemExit, KeyboardInterrupt)):
                 raise
-            # asyncio says this in debug mode only, and otherwise drops the connection in silence.
-            self._report("Error on transport creation for incoming connection", exc)
             return
         if self._loop.get_debug():
             peername = transport.get_extra_info("peername")
             logger.debug("%r got a new connection from %r: %r", self, peername, transport)
+
+    def _closed_meanwhile(self, key: int) -> None:
+        # The factory has closed the server, whose _attach() would fail now (H8).
+        self._core.close_handle(key)
+
+    def _accept_failed(self, key: int, exc: BaseException) -> None:
+        self._core.close_handle(key)
+        if not isinstance(exc, (SystemExit, KeyboardInterrupt)):
+            # asyncio says this in debug mode only, and otherwise drops the connection in silence.
+            self._report("Error on transport creation for incoming connection", exc)
 
     def _stopped(self, exc: OSError | RuntimeError) -> None:
         """The shim has stopped watching because of ``exc``."""
@@ -152,3 +174,7 @@ class Listener(Owner):
     def on_loop_close(self) -> None:
         """See ``Owner``.  The socket object warns for itself if nobody closes it."""
         self.close()
+
+
+if speedups is not None:
+    speedups.register_listener(Listener, ListenerState.CLOSED)

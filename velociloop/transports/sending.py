@@ -111,7 +111,8 @@ class SendingSide(SendingBase, SocketTransport):
         self._send = core.send
         self._sending = _SENDING_OPEN
         self._unsent_bytes = 0  # given to libuv, not sent yet
-        self._corked: list[bytes] = []  # written in this callback, not given to anybody yet
+        # Written in this callback, not given to anybody yet; made when needed.
+        self._corked: list[bytes] | None = None
         self._corked_bytes = 0
         self._cork = _CORK_OUT
         self._wrote_in = 0  # the callback of the last write that was not corked
@@ -199,6 +200,8 @@ class SendingSide(SendingBase, SocketTransport):
         # A mutable object may change before it is sent; what the user gave is its bytes of now.
         if type(data) is not bytes:
             data = bytes(data)
+        if self._corked is None:
+            self._corked = []
         self._corked.append(data)
         self._corked_bytes += len(data)
         if self._unsent_bytes + self._corked_bytes > self._high_water:
@@ -219,7 +222,7 @@ class SendingSide(SendingBase, SocketTransport):
 
     def on_abandon(self) -> None:
         """See ``Writer``."""
-        self._corked = []
+        self._corked = None
         self._corked_bytes = 0
         self._callback_writes = 0
 
@@ -228,7 +231,7 @@ class SendingSide(SendingBase, SocketTransport):
         corked = self._corked
         if not corked:
             return
-        self._corked = []
+        self._corked = None
         self._corked_bytes = 0
         if self._conn_lost:
             return

@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from .._accelerator import speedups
-from .._compat import SENDFILE_TRY_NATIVE, server_attach, server_detach
+from .._compat import SENDFILE_TRY_NATIVE, server_attach, server_detach, server_forget
 from ..uv import errors
 from ..uv.core import STREAM_TRY_WRITE
 from .endpoint import SocketInfo
@@ -284,9 +284,10 @@ class StreamTransport(SendingSide):
         """Stop reading, send what was written, then call ``connection_lost(None)``."""
         if self._phase is not _OPEN:
             return
-        self._flush()
-        if self._phase is not _OPEN:
-            return  # the flush has failed, and ended it
+        if self._corked:
+            self._flush()
+            if self._phase is not _OPEN:
+                return  # the flush has failed, and ended it
         self._stop_reading()
         self._phase = _CLOSING
         if not self._unsent_bytes:
@@ -310,21 +311,36 @@ class StreamTransport(SendingSide):
         self._stop_reading()
         self._lose_connection_soon(exc)
 
-    def _lose_connection(self, exc: BaseException | None) -> None:
-        try:
-            super()._lose_connection(exc)
-        finally:
-            self._end_empty_waiter(ConnectionError("Connection is closed by peer"))
-
     def _release(self) -> None:
         super()._release()
-        self._corked = []
-        server, self._server = self._server, None
+        self._corked = None
+        server = self._server
         if server is not None:
+            self._server = None
             server_detach(server, self)
+        if self._empty_waiter is not None and not self._loop.is_closed():
+            self._end_empty_waiter(ConnectionError("Connection is closed by peer"))
+
+    def on_loop_close(self) -> None:
+        """See ``Owner``."""
+        super().on_loop_close()
+        if self._server is not None:
+            server_forget(self._server, self)
 
 
 if speedups is not None:
     speedups.register_stream(
-        StreamTransport, (Reading.ACTIVE, Sending.OPEN, Cork.IN, Cork.OUT, STREAM_TRY_WRITE, CALM_CALLBACKS)
+        StreamTransport,
+        (
+            Reading.ACTIVE,
+            Reading.IDLE,
+            Sending.OPEN,
+            Cork.IN,
+            Cork.OUT,
+            Phase.OPEN,
+            Phase.CLOSED,
+            STREAM_TRY_WRITE,
+            asyncio.BufferedProtocol,
+            CALM_CALLBACKS,
+        ),
     )

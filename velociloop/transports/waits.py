@@ -80,6 +80,7 @@ class SocketWaits(WaitsBase, Owner):
         "_core",
         "_kept",
         "_loop",
+        "_others",
         "_pending",
         "_scope",
         "_serial",
@@ -98,6 +99,7 @@ class SocketWaits(WaitsBase, Owner):
         self._unsupported = False
         self._watched: Container[int] = ()
         self._transports: Container[int] = ()
+        self._others: Container[int] = ()
         self._untried: dict[int, int] = {}  # descriptor -> how often it need not be tried
         self._kept: bytearray | None = None  # where large reads go, made when needed
         core.registry.waits = self
@@ -105,11 +107,12 @@ class SocketWaits(WaitsBase, Owner):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} pending={len(self._pending)}>"
 
-    def attach(self, watched: set[int], transports: Container[int]) -> None:
-        """Take the descriptors that are registered with the loop's selector, and those that have a transport.
+    def attach(self, watched: set[int], transports: Container[int], others: Container[int]) -> None:
+        """Take the descriptors that are registered with the loop's selector, and those that have a transport, ours or others'.
 
         The first are served by the selector, the second refused by asyncio's own code.
         """
+        self._others = others
         self._watched = watched
         self._transports = transports
 
@@ -150,7 +153,13 @@ class SocketWaits(WaitsBase, Owner):
             return bytes(view[:received])
 
     def _wait(self, fd: int, operation: Callable[[Any], Any], argument: Any) -> "Wait | None":
-        if fd < 0 or fd in self._watched or fd in self._transports or self._unsupported:
+        if (
+            fd < 0
+            or self._unsupported
+            or fd in self._watched
+            or fd in self._transports
+            or fd in self._others
+        ):
             return None
         self._serial = serial = (self._serial + 1) & _SERIAL_MASK
         wait = Wait(fd, serial << _NUMBER_BITS | fd, self._loop.create_future(), operation, argument)

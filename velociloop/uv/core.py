@@ -83,6 +83,7 @@ class Core:
         self.send: Callable[[Any, int, bytes, int], int] = STREAM_TRY_WRITE
         #: vl_udp_try_send itself: (pointer, key, bytes, size, receiver's struct sockaddr, its size) -> size or code.
         self.send_datagram: Callable[[Any, int, bytes, int, bytes, int], int] = SEND_DATAGRAM
+        self._name = ffi.new("char[]", _NAME_BYTES)  # where close_stream() finds addresses
         self._received: Any = None  # where receive() reads to, made when needed
         self.ring = Ring(self.pointer)
         self.registry = Registry()
@@ -165,6 +166,14 @@ class Core:
         name = ffi.new("char[]", _NAME_BYTES)
         size = lib.vl_stream_sockname(self.pointer, key, name, _NAME_BYTES)
         return bytes(ffi.buffer(name, size)[:]) if size > 0 else b""
+
+    def close_stream(self, key: int) -> bytes:
+        """Close a handle and return the raw ``struct sockaddr`` that it was bound to; empty if it has none, or is no stream."""
+        if self.closed:
+            return b""  # as in close_handle()
+        self.registry.owners.pop(key, None)
+        size = lib.vl_stream_close(self.pointer, key, self._name, _NAME_BYTES)
+        return bytes(ffi.unpack(self._name, size)) if size > 0 else b""
 
     def start_reading(self, key: int) -> int:
         """Let received bytes become READ records.  Returns 0 or an error code of the connection."""

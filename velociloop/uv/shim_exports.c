@@ -15,6 +15,8 @@ static const vl_exports exported = {
     .stream_receive = vl_stream_receive,
     .udp_try_send = vl_udp_try_send,
     .wait_arm = vl_wait_arm,
+    .handle_fileno = vl_handle_fileno,
+    .stream_read_start = vl_stream_read_start,
     .now = uv_hrtime,
 };
 

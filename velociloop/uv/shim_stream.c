@@ -109,6 +109,28 @@ int vl_stream_sockname(vl_core *core, int64_t key, char *out, int room) {
   return err;
 }
 
+int vl_stream_close(vl_core *core, int64_t key, char *out, int room) {
+  vl_handle *handle;
+  uv_os_fd_t fd;
+  int size = 0;
+  int err = core_enter(core);
+
+  if (err != 0)
+    return err;
+  handle = handle_find_any(core, key);
+  if (handle == NULL) {
+    size = VL_ERR_STALE;
+  } else {
+    if (handle->kind == VL_KIND_STREAM && uv_fileno(&handle->uv.any, &fd) == 0)
+      size = os_sockname((int)(intptr_t)fd, out, room);
+    handle_close(handle);
+    if (size < 0)
+      size = 0;
+  }
+  core_leave(core);
+  return size;
+}
+
 int vl_stream_read_start(vl_core *core, int64_t key) {
   vl_handle *handle;
   int err = core_enter(core);

@@ -162,6 +162,66 @@ async def test_an_announcement_of_a_closed_transport(twin: str) -> None:
         assert not protocol.received
 
 
+class Answering(Buffered):
+    """Answers each piece, at most one mark of it; does what `then` says after each."""
+
+    then: Any = None
+
+    def buffer_updated(self, nbytes: int) -> None:
+        super().buffer_updated(nbytes)
+        self.polls.add(asyncio.get_running_loop().statistics().polls)  # type: ignore[attr-defined]
+        if self.then is not None:
+            self.then()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.polls: set[int] = set()
+
+
+async def test_a_message_larger_than_the_buffer(twin: str) -> None:
+    """All of it is received behind one poll, within one callback: what is answered leaves together."""
+    async with sender_of_much(Answering) as (transport, protocol, peer):
+        protocol.buffer = bytearray(8192)
+        protocol.sizes.clear()
+        protocol.polls.clear()
+        transport.pause_reading()
+        before = len(protocol.received)
+        peer.sock.sendall(b"m" * 30_000)
+        await turns()
+        transport.resume_reading()
+        await arrived(protocol, before + 30_000)
+        assert protocol.sizes == [8192, 8192, 8192, 30_000 - 3 * 8192]
+        assert len(protocol.polls) == 1
+
+
+@pytest.mark.parametrize("what", ["pause", "close", "protocol"])
+async def test_between_two_buffers(twin: str, what: str) -> None:
+    """After each piece the protocol may stop, or leave its place to another one."""
+    async with sender_of_much(Answering) as (transport, protocol, peer):
+        second = Recorder()
+        protocol.buffer = bytearray(8192)
+        transport.pause_reading()
+        protocol.sizes.clear()
+        before = len(protocol.received)
+        peer.sock.sendall(b"m" * 30_000)
+        await turns()
+        protocol.then = {
+            "pause": transport.pause_reading,
+            "close": transport.close,
+            "protocol": lambda: transport.set_protocol(second),
+        }[what]
+        transport.resume_reading()
+        await arrived(protocol, before + 8192)
+        await turns(5)
+        assert protocol.sizes == [8192]
+        if what == "pause":
+            protocol.then = None
+            transport.resume_reading()
+            await arrived(protocol, before + 30_000)
+        elif what == "protocol":
+            assert await second.bytes_received(30_000 - 8192) == b"m" * (30_000 - 8192)
+
+
 @pytest.mark.parametrize("much", [False, True])
 async def test_another_protocol_in_between(twin: str, much: bool) -> None:
     class Switching(Buffered):

@@ -154,9 +154,11 @@ static int buffer_updated(speedups_state *state, PyObject *owner, PyObject *cont
   return 0;
 }
 
-/* StreamTransport._fill_buffer(). */
+/* StreamTransport._fill_buffer().  Of what the kernel has at most *room bytes are taken; *room is what is left of that
+ * if the protocol's buffer is full, and 0 else. */
 static int fill_buffer(speedups_state *state, vl_core *core, PyObject *owner, PyObject *context, PyObject *protocol,
-                       const received *what) {
+                       const received *what, Py_ssize_t *room) {
+  Py_ssize_t most = *room;
   PyObject *any_size = PyLong_FromLong(-1);
   PyObject *buffer = any_size == NULL ? NULL : tell_in(context, protocol, state->str_get_buffer, any_size);
   int64_t key = key_of(state, owner);
@@ -164,6 +166,7 @@ static int fill_buffer(speedups_state *state, vl_core *core, PyObject *owner, Py
   Py_buffer view;
   int result;
 
+  *room = 0;
   Py_XDECREF(any_size);
   if (buffer == NULL && speedups_must_rise())
     return interrupted(state, owner, what, 0);
@@ -185,7 +188,9 @@ static int fill_buffer(speedups_state *state, vl_core *core, PyObject *owner, Py
     return result;
   }
   if (what->bytes == NULL) {
-    size = state->uv->stream_receive(core, key, view.buf, (size_t)view.len);
+    size = state->uv->stream_receive(core, key, view.buf, (size_t)(view.len < most ? view.len : most));
+    if (size == view.len)
+      *room = most - view.len;
   } else {
     size = view.len < what->size ? view.len : what->size;
     memcpy(view.buf, what->bytes, (size_t)size);
@@ -197,6 +202,31 @@ static int fill_buffer(speedups_state *state, vl_core *core, PyObject *owner, Py
   result = buffer_updated(state, owner, context, what, (Py_ssize_t)size);
   if (result == 0 && size < what->size)
     result = pass_rest(owner, state->str__deliver_rest, what, (Py_ssize_t)size);
+  return result;
+}
+
+/* Whether the owner still wants what comes, as a BufferedProtocol does. */
+static bool wants_more(speedups_state *state, PyObject *owner) {
+  stream_slots *slot = &state->stream_slot;
+
+  return SLOT(owner, slot->reading) == state->reading_active && SLOT(owner, slot->held) == Py_None &&
+         SLOT(owner, slot->buffered) == Py_True && SLOT(owner, slot->protocol) != NULL &&
+         PyContext_CheckExact(SLOT(owner, slot->read_context));
+}
+
+/* StreamTransport._fill_buffers(): what the kernel has, in as many buffers as it needs. */
+static int fill_buffers(speedups_state *state, vl_core *core, PyObject *owner, const received *what) {
+  Py_ssize_t room = MOST_ROOM_BYTES;
+  int result;
+
+  do {
+    PyObject *context = Py_NewRef(SLOT(owner, state->stream_slot.read_context));
+    PyObject *protocol = Py_NewRef(SLOT(owner, state->stream_slot.protocol));
+
+    result = fill_buffer(state, core, owner, context, protocol, what, &room);
+    Py_DECREF(protocol);
+    Py_DECREF(context);
+  } while (result == 0 && what->bytes == NULL && room > 0 && wants_more(state, owner));
   return result;
 }
 
@@ -260,7 +290,7 @@ int stream_read(speedups_state *state, vl_core *core, PyObject *owner, const vl_
   Py_INCREF(context);
   Py_INCREF(protocol);
   if (SLOT(owner, slot->buffered) == Py_True) {
-    result = fill_buffer(state, core, owner, context, protocol, &what);
+    result = fill_buffers(state, core, owner, &what);
   } else {
     data = what.bytes == NULL ? receive(state, core, owner, record->aux, &code)
                               : PyBytes_FromStringAndSize(what.bytes, what.size);

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .._accelerator import speedups
 from .._compat import SENDFILE_TRY_NATIVE, server_attach, server_detach, server_forget
 from ..uv import errors
-from ..uv.core import STREAM_TRY_WRITE
+from ..uv.core import RECEIVE_BYTES, STREAM_TRY_WRITE
 from .endpoint import SocketInfo
 from .sending import CALM_CALLBACKS, SendingSide
 from .states import Cork, Phase, Reading, Sending
@@ -123,7 +123,7 @@ class StreamTransport(SendingSide):
             return  # it stays where it is, and is announced again
         context: contextvars.Context = self._read_context  # type: ignore[assignment]  # by _begin_reading()
         if self._buffered:
-            context.run(self._fill_buffer, None)
+            context.run(self._fill_buffers)
             return
         data = self._core.receive(self._key)
         if isinstance(data, int):
@@ -195,8 +195,24 @@ class StreamTransport(SendingSide):
         if rest:
             self._held.appendleft(bytes(rest))
 
-    def _fill_buffer(self, data: memoryview | None) -> int:
-        """Give the protocol ``data``, or else what there is to receive; returns how much of ``data`` is done with."""
+    def _fill_buffers(self) -> None:
+        """Receive what there is to receive, in as many of the protocol's buffers as it needs.
+
+        libuv's own reading does so too.  What the protocol answers to one message leaves together then, in whatever pieces its
+        buffer has cut that message.
+        """
+        left = RECEIVE_BYTES
+        while left > 0 and (size := self._fill_buffer(None, left)):
+            if self._reading is not _ACTIVE or self._held or not self._buffered:
+                return
+            left -= size
+
+    def _fill_buffer(self, data: memoryview | None, most: int = 0) -> int:
+        """Give the protocol ``data``, and return how much of it is done with.
+
+        Without ``data`` it gets at most ``most`` bytes of what there is to receive; returns how many if its buffer is full, and
+        0 else.
+        """
         self._filled_bytes = 0
         try:
             buffer = self._protocol.get_buffer(-1)
@@ -205,12 +221,12 @@ class StreamTransport(SendingSide):
         except BaseException as exc:
             self._buffer_failed(exc)
             return 0 if data is None else data.nbytes
-        return self._fill(buffer, data)
+        return self._fill(buffer, data, most)
 
     def _buffer_failed(self, exc: BaseException) -> None:
         self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
 
-    def _fill(self, buffer: Any, data: memoryview | None) -> int:
+    def _fill(self, buffer: Any, data: memoryview | None, most: int) -> int:
         self._filled_bytes = 0
         try:
             if not len(buffer):
@@ -218,8 +234,11 @@ class StreamTransport(SendingSide):
             with memoryview(buffer) as view, view.cast("B") as target:
                 if target.readonly:
                     raise TypeError("get_buffer() returned read-only memory")
+                full = False
                 if data is None:
-                    size = self._core.receive_into(self._key, target)
+                    with target[:most] as room:
+                        size = self._core.receive_into(self._key, room)
+                    full = size == target.nbytes
                 else:
                     size = min(target.nbytes, data.nbytes)
                     target[:size] = data[:size]
@@ -233,16 +252,16 @@ class StreamTransport(SendingSide):
             return 0
         self._filled_bytes = size
         self._tell_buffer_updated(size)
-        return size
+        return size if full or data is not None else 0
 
     def _fill_in_python(self, buffer: Any, data: bytes | None) -> None:
         """Go on where the accelerator has found that what ``get_buffer()`` returned is no plain buffer."""
         if data is None:
-            self._fill(buffer, None)
+            self._fill(buffer, None, RECEIVE_BYTES)
             return
         rest = memoryview(data)
         try:
-            size = self._fill(buffer, rest)
+            size = self._fill(buffer, rest, 0)
         except BaseException:
             self._interrupted(rest[self._filled_bytes :])  # as in _deliver()
             raise

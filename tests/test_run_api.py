@@ -206,7 +206,7 @@ def test_statistics_are_frozen_and_zero_after_close() -> None:
 
     async def look() -> int:
         server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
-        handles = loop.statistics().handles
+        handles: int = loop.statistics().handles
         server.close()
         await asyncio.sleep(0)
         return handles

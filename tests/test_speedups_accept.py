@@ -114,7 +114,7 @@ async def test_all_are_like_the_first() -> None:
     for one in found[1:]:
         assert one.keys() == found[0].keys()
         assert {name for name in one if one[name] != found[0][name]} <= own
-        assert one["_extra"] == {} is not found[0]["_extra"]
+        assert one["_extra"] == {} != found[0]["_extra"]
         assert len({one[name] for name in own - {"_extra"}}) == len(own) - 1
     assert [len({id(each[name]) for each in found}) for name in sorted(own)] == [3] * len(own)
 
@@ -130,7 +130,7 @@ async def test_all_are_like_the_first() -> None:
         (StreamTransport, "_begin_reading"),
         (StreamTransport, "set_protocol"),
         (SocketTransport, "set_protocol"),
-        (asyncio.transports._FlowControlMixin, "__init__"),  # type: ignore[attr-defined]
+        (asyncio.transports._FlowControlMixin, "__init__"),
         (Listener, "on_accept"),
         (Listener, "_accept_failed"),
     ],
@@ -353,10 +353,11 @@ async def test_debug_mode_says_who_has_connected(caplog: pytest.LogCaptureFixtur
 @pytest.mark.skipif(not accelerated(), reason="the accelerator's own")
 @ours
 def test_misuse_of_the_maker(loop_factory: Any) -> None:
-    from velociloop import _speedups  # type: ignore[attr-defined]
+    from velociloop import _speedups
 
     loop = loop_factory()
-    given = (lambda *_: None, loop, loop._scope, None, {}, {}, True)
+    given: tuple[Any, ...] = (lambda *_: None, loop, loop._scope, None, {}, {}, True)
+    wrong: tuple[Any, ...]
     for wrong in [(), given[:-1], (*given, 1), (*given[:2], None, *given[3:]), (*given[:4], [], {}, True)]:
         with pytest.raises(TypeError):
             _speedups.StreamMaker(*wrong)

@@ -7,16 +7,21 @@
 'hello'
 """
 
+from __future__ import annotations
+
 import asyncio as _asyncio
 from collections.abc import Coroutine as _Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar as _TypeVar
 
 from ._version import __version__
 from .loop import Loop, Statistics, new_event_loop
 from .policy import event_loop_policy as _event_loop_policy, install
 from .uv.core import libuv_version
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, TypeVar as _TypeVar
+
+    _T = _TypeVar("_T")
 
     class EventLoopPolicy(_asyncio.DefaultEventLoopPolicy):
         """See :func:`velociloop.policy.event_loop_policy`."""
@@ -31,8 +36,6 @@ __all__ = [
     "new_event_loop",
     "run",
 ]
-
-_T = _TypeVar("_T")
 
 
 def run(main: _Coroutine[Any, Any, _T], *, debug: bool | None = None, **kw: Any) -> _T:

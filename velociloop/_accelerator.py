@@ -1,8 +1,13 @@
 """Whether the optional accelerator is in use: the one place to ask."""
 
+from __future__ import annotations
+
 import os
 from importlib import import_module
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["accelerated", "speedups"]
 

@@ -53,6 +53,8 @@ overrides or reads: ``_selector``, ``_ready``, ``_scheduled``, ``_stopping``, ``
 ``_call_soon`` and ``_timer_handle_cancelled`` of the loop, and is the home of the loop's ``_closed``.
 """
 
+from __future__ import annotations
+
 import asyncio
 import importlib
 import inspect
@@ -71,7 +73,6 @@ from asyncio import (
     trsock,
 )
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
 
 __all__ = [
     "ACCEPT_RETRY_DELAY",
@@ -109,10 +110,12 @@ __all__ = [
     "weak_dict_of",
 ]
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import collections
     import socket
     from contextlib import AbstractContextManager
+    from typing import Any, cast
 
     class BaseSubprocessTransport(asyncio.SubprocessTransport):
         """What mypy may know of the transport that asyncio's own one is made of."""
@@ -197,25 +200,29 @@ else:
     from asyncio import SelectorEventLoop
     from subprocess import Popen
 
+    def cast(kind, value):
+        """What ``typing.cast`` does."""
+        return value
+
     BaseSubprocessTransport = base_subprocess.BaseSubprocessTransport
     FlowControlMixin = transports._FlowControlMixin
 
-SENDFILE_TRY_NATIVE: Any = cast(Any, constants)._SendfileMode.TRY_NATIVE
-SENDFILE_FALLBACK: Any = cast(Any, constants)._SendfileMode.FALLBACK
+SENDFILE_TRY_NATIVE: Any = cast("Any", constants)._SendfileMode.TRY_NATIVE
+SENDFILE_FALLBACK: Any = cast("Any", constants)._SendfileMode.FALLBACK
 ACCEPT_RETRY_DELAY: float = constants.ACCEPT_RETRY_DELAY
 LOG_THRESHOLD_FOR_CONNLOST_WRITES: int = constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 SSL_HANDSHAKE_TIMEOUT: float = constants.SSL_HANDSHAKE_TIMEOUT
-SSL_SHUTDOWN_TIMEOUT: float = cast(Any, constants).SSL_SHUTDOWN_TIMEOUT
-SSL_READ_HIGH_WATER_KIB: int = cast(Any, constants).FLOW_CONTROL_HIGH_WATER_SSL_READ
-SSL_WRITE_HIGH_WATER_KIB: int = cast(Any, constants).FLOW_CONTROL_HIGH_WATER_SSL_WRITE
-MAXIMUM_SELECT_TIMEOUT: float = cast(Any, base_events).MAXIMUM_SELECT_TIMEOUT
-MIN_SCHEDULED_TIMER_HANDLES: int = cast(Any, base_events)._MIN_SCHEDULED_TIMER_HANDLES
-MIN_CANCELLED_TIMER_HANDLES_FRACTION: float = cast(Any, base_events)._MIN_CANCELLED_TIMER_HANDLES_FRACTION
+SSL_SHUTDOWN_TIMEOUT: float = cast("Any", constants).SSL_SHUTDOWN_TIMEOUT
+SSL_READ_HIGH_WATER_KIB: int = cast("Any", constants).FLOW_CONTROL_HIGH_WATER_SSL_READ
+SSL_WRITE_HIGH_WATER_KIB: int = cast("Any", constants).FLOW_CONTROL_HIGH_WATER_SSL_WRITE
+MAXIMUM_SELECT_TIMEOUT: float = cast("Any", base_events).MAXIMUM_SELECT_TIMEOUT
+MIN_SCHEDULED_TIMER_HANDLES: int = cast("Any", base_events)._MIN_SCHEDULED_TIMER_HANDLES
+MIN_CANCELLED_TIMER_HANDLES_FRACTION: float = cast("Any", base_events)._MIN_CANCELLED_TIMER_HANDLES_FRACTION
 SSLProtocol: Any = sslproto.SSLProtocol
 TransportSocket: Any = trsock.TransportSocket
-set_result_unless_cancelled: Callable[[Any, Any], None] = cast(Any, futures)._set_result_unless_cancelled
+set_result_unless_cancelled: Callable[[Any, Any], None] = cast("Any", futures)._set_result_unless_cancelled
 
-_format_callback_source: Any = cast(Any, format_helpers)._format_callback_source
+_format_callback_source: Any = cast("Any", format_helpers)._format_callback_source
 _FORMAT_ASKS_FOR_DEBUG = "debug" in inspect.signature(_format_callback_source).parameters
 
 
@@ -227,7 +234,7 @@ def format_callback_source(callback: Any, args: Any, debug: bool) -> str:
 
 
 # 3.11's Server counts connections; from 3.12 on it is told which transport comes and goes.
-ATTACH_TAKES_TRANSPORT = "transport" in inspect.signature(cast(Any, base_events.Server)._attach).parameters
+ATTACH_TAKES_TRANSPORT = "transport" in inspect.signature(cast("Any", base_events.Server)._attach).parameters
 
 
 def server_attach(server: Any, transport: Any) -> None:
@@ -241,8 +248,8 @@ def server_attach(server: Any, transport: Any) -> None:
 def server_holds_plainly(server: Any) -> None:
     """Let an ``asyncio.Server`` hold its connections by plain references, if it holds them by weak ones.
 
-    asyncio does that so as not to keep abandoned transports from being collected.  Ours are kept by their handles until they are
-    closed, and leave the server then: a weak reference takes 160 bytes and 2 us a connection for nothing.
+    asyncio does that so as not to keep abandoned transports from being collected.  Ours are kept by their handles until
+    they are closed, and leave the server then: a weak reference takes 160 bytes and 2 us a connection for nothing.
     """
     clients = getattr(server, "_clients", None)
     if type(clients) is weakref.WeakSet and not clients:
@@ -283,7 +290,7 @@ def openssl_error_queue_cleaner() -> Callable[[], object]:
     return cleaner
 
 
-def stream_buffer(protocol: asyncio.StreamReaderProtocol) -> "bytearray | None":
+def stream_buffer(protocol: asyncio.StreamReaderProtocol) -> bytearray | None:
     """Return what the StreamReader of ``protocol`` holds, to be changed; None if the reader is gone."""
     reader = getattr(protocol, "_stream_reader", None)  # dropped by the user, held by a weak reference only
     return getattr(reader, "_buffer", None)
@@ -294,7 +301,7 @@ def replace_new_event_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> 
     asyncio.new_event_loop = events.new_event_loop = factory
 
 
-_DatagramTransport: Any = cast(Any, selector_events)._SelectorDatagramTransport
+_DatagramTransport: Any = cast("Any", selector_events)._SelectorDatagramTransport
 
 
 def _sends_empty_datagrams() -> bool:
@@ -335,9 +342,9 @@ def execute_child_arguments(arguments: tuple[Any, ...]) -> dict[str, Any]:
     return dict(zip(_EXECUTE_CHILD, arguments, strict=True))
 
 
-def popen_waitpid_lock(popen: "subprocess.Popen[Any]") -> "AbstractContextManager[Any]":
+def popen_waitpid_lock(popen: subprocess.Popen[Any]) -> AbstractContextManager[Any]:
     """Return the lock that a thread holds from before it reaps the child until ``returncode`` says so."""
-    return cast(Any, popen)._waitpid_lock  # type: ignore[no-any-return]
+    return cast("Any", popen)._waitpid_lock  # type: ignore[no-any-return]
 
 
 def weak_dict_of(mapping: Any) -> dict[Any, Any]:

@@ -4,13 +4,18 @@ Python 3.14 deprecates them and 3.16 removes them (gh-127949), so nothing here i
 somebody asks for it, and the interpreter's own deprecation warnings go out as they are.
 """
 
+from __future__ import annotations
+
 import asyncio
 import warnings
 from functools import lru_cache
-from typing import Any
 
 from ._compat import replace_new_event_loop
 from .loop import Loop, new_event_loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["event_loop_policy", "install", "replace_default_loop"]
 

@@ -1,12 +1,17 @@
 """Linux, macOS and the BSDs."""
 
+from __future__ import annotations
+
 import os
 import selectors
 import socket
 import stat
 import sys
 from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "AF_UNIX",

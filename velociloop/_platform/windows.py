@@ -1,8 +1,13 @@
 """Windows: the names are here, the selector is not yet.  Nothing of this was ever run."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "AF_UNIX",

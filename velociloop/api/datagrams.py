@@ -6,14 +6,19 @@ bytes, and a path has no end.  It sends to Unix addresses at their full length (
 an abstract name becomes another one.  Choice: IPv4 and IPv6 go to libuv, other families keep asyncio's transport.
 """
 
+from __future__ import annotations
+
 import asyncio
 import socket
-from typing import Any
 
 from ..transports.datagram import DatagramTransport
 from ..transports.endpoint import SocketInfo
 from ..uv import sockaddr
 from .sockets import name_or_none, take_descriptor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["is_for_libuv", "make_datagram_transport"]
 
@@ -28,7 +33,7 @@ def make_datagram_transport(
     sock: socket.socket,
     protocol: asyncio.BaseProtocol,
     address: Any,
-    waiter: "asyncio.Future[None] | None",
+    waiter: asyncio.Future[None] | None,
     extra: dict[str, Any] | None,
 ) -> DatagramTransport:
     """Return a transport on ``sock``, for which :func:`is_for_libuv` holds; see ``take_descriptor()``."""

@@ -1,14 +1,19 @@
 """``connect_read_pipe`` and ``connect_write_pipe``: asyncio's own code ends here, with the user's file object."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import stat
-from typing import Any
 
 from .._platform import tells_of_closed_reader
 from ..transports.read_pipe import ReadPipeTransport
 from ..transports.watch import Watches
 from ..transports.write_pipe import WritePipeTransport
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["make_read_pipe_transport", "make_write_pipe_transport", "watches_of"]
 
@@ -40,7 +45,7 @@ def make_read_pipe_transport(
     loop: Any,
     pipe: Any,
     protocol: asyncio.BaseProtocol,
-    waiter: "asyncio.Future[None] | None" = None,
+    waiter: asyncio.Future[None] | None = None,
     extra: dict[str, Any] | None = None,
 ) -> ReadPipeTransport:
     """Return a transport that receives from ``pipe``, a file object, and closes it in the end.
@@ -57,7 +62,7 @@ def make_write_pipe_transport(
     loop: Any,
     pipe: Any,
     protocol: asyncio.BaseProtocol,
-    waiter: "asyncio.Future[None] | None" = None,
+    waiter: asyncio.Future[None] | None = None,
     extra: dict[str, Any] | None = None,
 ) -> WritePipeTransport:
     """Return a transport that writes to ``pipe``, a file object, and closes it in the end.

@@ -7,10 +7,15 @@ getaddrinfo(3) with a numeric host and a numeric port asks nobody: such calls re
 A replaced ``socket.getaddrinfo`` may do anything, so it always runs in the executor.
 """
 
+from __future__ import annotations
+
 import socket
 import sys
 from functools import lru_cache
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["needs_no_lookup", "needs_no_reverse_lookup", "numeric_answer"]
 
@@ -78,8 +83,8 @@ def _remembered(host: Any, port: Any, family: Any, kind: Any, proto: Any) -> _An
 def numeric_answer(host: Any, port: Any, family: Any, kind: Any, proto: Any, flags: Any) -> list[Any] | None:
     """Return what ``socket.getaddrinfo`` says to a numeric host and port without flags (0); None: it is to be asked.
 
-    Its answer depends on nothing but the arguments then, and most of what it takes (4 us) is the making of enum members: so
-    it is asked once.  Raises what it raises.
+    Its answer depends on nothing but the arguments then, and most of what it takes (4 us) is making enum members:
+    so it is asked once.  Raises what it raises.
     """
     if type(flags) is not int or socket.getaddrinfo is not _GETADDRINFO:
         return None

@@ -1,11 +1,12 @@
 """Listening: what ``create_server`` and ``create_unix_server`` end in."""
 
+from __future__ import annotations
+
 import asyncio
 import socket
 import ssl
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from .._accelerator import speedups
 from .._compat import ATTACH_TAKES_TRANSPORT, server_holds_plainly
@@ -13,6 +14,10 @@ from ..transports.endpoint import SocketInfo
 from ..transports.listener import Listener
 from ..uv import sockaddr
 from .streams import make_accepted_transport, stream_kind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["start_serving", "started", "stop_serving"]
 
@@ -35,7 +40,7 @@ def start_serving(
     loop: Any,
     protocol_factory: Callable[[], Any],
     sock: socket.socket,
-    sslcontext: "ssl.SSLContext | None",
+    sslcontext: ssl.SSLContext | None,
     server: Any,
     backlog: int,
     ssl_handshake_timeout: float | None,

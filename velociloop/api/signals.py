@@ -11,11 +11,16 @@ that comes to another thread in between has SIG_DFL's effect (seen: 6 to 561 SIG
 asyncio leaves SIG_DFL behind for every signal but this one, whose effect must be KeyboardInterrupt then.
 """
 
+from __future__ import annotations
+
 import signal
-from typing import Any
 
 from ..uv.core import Core
 from ..uv.registry import Owner
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["SignalWatch", "SignalWatches"]
 

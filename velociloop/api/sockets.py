@@ -1,11 +1,16 @@
 """The loop's ``sock_recv`` and ``sock_recv_into``, and how the file of a Python socket comes to libuv."""
 
+from __future__ import annotations
+
 import socket
-from typing import Any
 
 from .._compat import SelectorEventLoop
 from .._platform import duplicate_socket
 from ..transports.waits import SocketWaits
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["SocketMethods", "name_or_none", "take_descriptor"]
 
@@ -58,7 +63,7 @@ def name_or_none(getter: Any) -> Any:
         return None
 
 
-def take_descriptor(loop: Any, sock: socket.socket) -> tuple[int, "socket.socket | None"]:
+def take_descriptor(loop: Any, sock: socket.socket) -> tuple[int, socket.socket | None]:
     """Return a descriptor of ``sock``'s file for libuv to own, and ``sock`` if its transport must close it too.
 
     A socket that the loop made itself is emptied (``detach``).  One that the user gave (see

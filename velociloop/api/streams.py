@@ -4,16 +4,21 @@ asyncio's own code resolves, connects (Happy Eyeballs, ``all_errors``) and hands
 socket; these functions give its file to libuv.
 """
 
+from __future__ import annotations
+
 import asyncio
 import socket
 from functools import partial
-from typing import Any
 
 from .._platform import AF_UNIX
 from ..transports.endpoint import SocketInfo
 from ..transports.stream import StreamTransport
 from ..uv import core as _core, sockaddr
 from .sockets import name_or_none, take_descriptor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["make_accepted_transport", "make_socket_transport", "stream_kind"]
 
@@ -27,7 +32,7 @@ def make_socket_transport(
     loop: Any,
     sock: socket.socket,
     protocol: asyncio.BaseProtocol,
-    waiter: "asyncio.Future[None] | None" = None,
+    waiter: asyncio.Future[None] | None = None,
     extra: dict[str, Any] | None = None,
     server: Any = None,
 ) -> StreamTransport:
@@ -80,7 +85,7 @@ def make_accepted_transport(
 
 
 def _handshake_ended(
-    loop: Any, transport: StreamTransport, protocol: Any, waiter: "asyncio.Future[None]"
+    loop: Any, transport: StreamTransport, protocol: Any, waiter: asyncio.Future[None]
 ) -> None:
     exc = None if waiter.cancelled() else waiter.exception()
     if exc is None and not waiter.cancelled():

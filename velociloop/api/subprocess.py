@@ -8,11 +8,16 @@ Two roads lead to a child, and ``VELOCILOOP_SPAWN`` in the environment says whic
     libuv's ``uv_spawn``, for what it can express; docs/differences.md says what that is.
 """
 
+from __future__ import annotations
+
 import os
-from typing import Any
 
 from .._platform import DEFAULT_SPAWN
 from ..transports.process import ProcessTransport, UvProcessTransport
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["make_subprocess_transport"]
 

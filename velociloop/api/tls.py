@@ -4,13 +4,18 @@
 ``asyncio``, whose ``sslproto.SSLProtocol`` is also taken wherever somebody has replaced that class.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 import ssl
-from typing import Any
 
 from .. import _compat
 from ..transports.tls import TlsProtocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["ENGINE_VARIABLE", "make_tls_protocol", "start_tls"]
 
@@ -27,8 +32,8 @@ def _uses_asyncios() -> bool:
 def make_tls_protocol(
     loop: Any,
     protocol: asyncio.BaseProtocol,
-    sslcontext: "ssl.SSLContext | None",
-    waiter: "asyncio.Future[None] | None",
+    sslcontext: ssl.SSLContext | None,
+    waiter: asyncio.Future[None] | None,
     **options: Any,
 ) -> Any:
     """Return the TLS layer between a transport and ``protocol``; its ``_app_transport`` is for the latter.

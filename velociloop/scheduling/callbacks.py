@@ -10,11 +10,17 @@ turn of ours: before the loop runs, in a turn that another library replaced (nes
 debug mode, where the inherited turn runs.  A transport then must not wait.
 """
 
-from typing import TYPE_CHECKING, Any, Protocol
+from __future__ import annotations
 
 from .._accelerator import speedups
 from .._compat import format_callback_source
 from ..uv.core import exports_address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+else:
+    Protocol = object
 
 __all__ = ["CallbackScope", "PyCallbackScope", "Writer", "report_callback_error"]
 

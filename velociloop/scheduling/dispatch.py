@@ -11,15 +11,20 @@ order.  ``words[FRAMES]`` counts dispatchers on the stack: while it is not 0, th
 reuse the ring and the slab.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from .._accelerator import speedups
 from ..uv import ring as _ring
 from ..uv.core import Core, exit_returncode
 from ..uv.registry import Owner
 from .callbacks import CallbackScope
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Dispatcher", "DrainHandle"]
 
@@ -50,7 +55,7 @@ class DrainHandle(asyncio.Handle):
 
     __slots__ = ("_dispatcher",)
 
-    def __init__(self, dispatcher: "Dispatcher", loop: Any) -> None:
+    def __init__(self, dispatcher: Dispatcher, loop: Any) -> None:
         super().__init__(dispatcher.drain, (), loop)
         self._dispatcher = dispatcher
 

@@ -5,8 +5,9 @@ mode: cancelled timers go, wait, completions and due timers become ready, and wh
 (not what becomes ready meanwhile) runs.
 """
 
+from __future__ import annotations
+
 import heapq
-from typing import TYPE_CHECKING, Any
 
 from .._accelerator import speedups
 from .._compat import (
@@ -15,6 +16,10 @@ from .._compat import (
     MIN_SCHEDULED_TIMER_HANDLES,
 )
 from .callbacks import CallbackScope
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["LoopBase", "PyLoopBase", "register_loop", "run_once"]
 

@@ -4,11 +4,12 @@ The contract is asyncio's: "Datagram Transports" in its documentation, and where
 transport of the installed interpreter.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextvars
 import socket
 from collections import deque
-from typing import TYPE_CHECKING, Any
 
 from .._accelerator import speedups
 from .._compat import DATAGRAM_HEADER_BYTES, SENDS_EMPTY_DATAGRAMS
@@ -17,7 +18,10 @@ from ..uv.core import SEND_DATAGRAM
 from .endpoint import SocketInfo, SocketTransport
 from .states import Phase, Reading
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ..scheduling.callbacks import CallbackScope
     from ..uv.core import Core
 
@@ -84,13 +88,13 @@ class DatagramTransport(DatagramBase, SocketTransport, asyncio.DatagramTransport
     def __init__(
         self,
         loop: Any,
-        core: "Core",
-        scope: "CallbackScope",
+        core: Core,
+        scope: CallbackScope,
         key: int,
         info: SocketInfo,
         protocol: asyncio.BaseProtocol,
         address: Any,
-        waiter: "asyncio.Future[None] | None",
+        waiter: asyncio.Future[None] | None,
         extra: dict[str, Any],
         user_sock: socket.socket | None = None,
     ) -> None:

@@ -1,5 +1,7 @@
 """What every transport on one socket does, whatever it carries: information, pausing, errors, its end."""
 
+from __future__ import annotations
+
 import asyncio
 import contextvars
 import socket
@@ -7,7 +9,6 @@ import warnings
 from asyncio.log import logger
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from .._compat import (
     LOG_THRESHOLD_FOR_CONNLOST_WRITES,
@@ -19,7 +20,10 @@ from ..uv import errors, sockaddr
 from ..uv.registry import Owner
 from .states import Phase, Reading
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ..uv.core import Core
 
 __all__ = ["SocketInfo", "SocketTransport"]
@@ -104,7 +108,7 @@ class SocketTransport(FlowControlMixin, Owner):
     def __init__(
         self,
         loop: Any,
-        core: "Core",
+        core: Core,
         key: int,
         info: SocketInfo,
         extra: dict[str, Any] | None = None,
@@ -132,7 +136,7 @@ class SocketTransport(FlowControlMixin, Owner):
         self._protocol_connected = False
 
     def _open(
-        self, waiter: "asyncio.Future[None] | None", connection_made: Callable[..., None], *args: Any
+        self, waiter: asyncio.Future[None] | None, connection_made: Callable[..., None], *args: Any
     ) -> None:
         """Go into service; ``connection_made(*args)`` is to tell the protocol."""
         loop = self._loop

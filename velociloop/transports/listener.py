@@ -3,22 +3,27 @@
 What asyncio's ``_accept_connection`` does, with the accepting itself done by the shim.
 """
 
+from __future__ import annotations
+
 import contextvars
 import enum
 import socket
 from asyncio.log import logger
 from collections.abc import Callable
-from typing import Any
 
 from .._accelerator import speedups
 from .._compat import ACCEPT_RETRY_DELAY, TransportSocket
 from ..uv import errors, ring
 from ..uv.registry import Owner
 
-__all__ = ["Connect", "Listener", "ListenerState"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-#: Makes a transport of (key of the stream, raw peer address, protocol).
-Connect = Callable[[int, bytes, Any], Any]
+    #: Makes a transport of (key of the stream, raw peer address, protocol).
+    Connect = Callable[[int, bytes, Any], Any]
+
+__all__ = ["Listener", "ListenerState"]
 
 # At most so many connections are accepted in one poll, so that a flood of them does not
 # keep established ones waiting; asyncio's bound is the backlog.

@@ -1,11 +1,16 @@
 """What both ends of a pipe do: hold the file object, show themselves, and end."""
 
+from __future__ import annotations
+
 import asyncio
 import warnings
-from typing import Any
 
 from .states import Phase
 from .watch import EventHandle, Watch, Watches
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["PipeEnd"]
 

@@ -11,6 +11,8 @@ ends with the first look.  Other code of the process may reap every child there 
 and asyncio says 255 with a warning.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextvars
 import os
@@ -18,13 +20,16 @@ import subprocess
 import threading
 from asyncio.log import logger
 from collections.abc import Callable
-from typing import Any
 
 from .._compat import BaseSubprocessTransport, Popen, popen_waitpid_lock
 from ..uv import core as _core, errors
 from ..uv.core import Core, child_returncode, pidfd_open
 from ..uv.registry import Owner
 from .spawn import UvPopen
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["ProcessTransport", "UvProcessTransport"]
 
@@ -35,7 +40,7 @@ LOST_STATUS = 255
 OnExit = Callable[[int], None]
 
 
-def _reap(popen: "subprocess.Popen[bytes]", pidfd: int) -> int | None:
+def _reap(popen: subprocess.Popen[bytes], pidfd: int) -> int | None:
     """Have ``popen`` reap a child that seems to have ended; returns its code, or None if it has not.
 
     ``pidfd`` may be -1.  It tells this child from a later one with the same number.
@@ -73,7 +78,7 @@ class _Watch(Owner):
 
     __slots__ = ("_context", "_core", "_key", "_loop", "_on_exit", "_popen")
 
-    def __init__(self, loop: Any, core: Core, popen: "subprocess.Popen[bytes]", on_exit: OnExit) -> None:
+    def __init__(self, loop: Any, core: Core, popen: subprocess.Popen[bytes], on_exit: OnExit) -> None:
         self._loop = loop
         self._core = core
         self._popen = popen
@@ -111,7 +116,7 @@ class _PidfdWatch(_Watch):
 
     __slots__ = ("_pidfd",)
 
-    def __init__(self, loop: Any, core: Core, popen: "subprocess.Popen[bytes]", on_exit: OnExit) -> None:
+    def __init__(self, loop: Any, core: Core, popen: subprocess.Popen[bytes], on_exit: OnExit) -> None:
         super().__init__(loop, core, popen, on_exit)
         self._pidfd = pidfd_open(popen.pid)
         try:
@@ -179,7 +184,7 @@ class _ThreadWatch:
     that has become another's.
     """
 
-    def __init__(self, loop: Any, core: Core, popen: "subprocess.Popen[bytes]", on_exit: OnExit) -> None:
+    def __init__(self, loop: Any, core: Core, popen: subprocess.Popen[bytes], on_exit: OnExit) -> None:
         self._loop = loop
         self._popen = popen
         self._on_exit = on_exit
@@ -205,7 +210,7 @@ class _ThreadWatch:
             self._on_exit(returncode)
 
 
-def _watch(loop: Any, core: Core, popen: "subprocess.Popen[bytes]", on_exit: OnExit) -> None:
+def _watch(loop: Any, core: Core, popen: subprocess.Popen[bytes], on_exit: OnExit) -> None:
     if isinstance(popen, UvPopen) and popen.key:
         _UvWatch(loop, core, popen, on_exit)
         return
@@ -229,7 +234,7 @@ class ProcessTransport(BaseSubprocessTransport):
         stdout: Any,
         stderr: Any,
         bufsize: int,
-        waiter: "asyncio.Future[None] | None" = None,
+        waiter: asyncio.Future[None] | None = None,
         extra: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -257,7 +262,7 @@ class ProcessTransport(BaseSubprocessTransport):
             popen.wait()
             raise
 
-    def _spawn(self, args: Any, **kwargs: Any) -> "subprocess.Popen[bytes]":
+    def _spawn(self, args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
         return subprocess.Popen(args, **kwargs)
 
     def close(self) -> None:
@@ -276,7 +281,7 @@ class ProcessTransport(BaseSubprocessTransport):
         self._reaped.set()
         self._process_exited(returncode)
 
-    async def _connect_pipes(self, waiter: "asyncio.Future[None] | None") -> None:
+    async def _connect_pipes(self, waiter: asyncio.Future[None] | None) -> None:
         try:
             await super()._connect_pipes(waiter)
         finally:
@@ -307,7 +312,7 @@ class ProcessTransport(BaseSubprocessTransport):
 class UvProcessTransport(ProcessTransport):
     """The same, on a child that libuv starts, where it can."""
 
-    def _spawn(self, args: Any, **kwargs: Any) -> "subprocess.Popen[bytes]":
+    def _spawn(self, args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
         if subprocess.Popen is not Popen:
             return super()._spawn(args, **kwargs)  # replaced, by a test or a tracer: it is obeyed
         return UvPopen(self._loop._core, args, **kwargs)

@@ -4,17 +4,22 @@ The contract is asyncio's ``ReadTransport``, and where its documentation is sile
 installed interpreter.
 """
 
+from __future__ import annotations
+
 import asyncio
 import errno
 from asyncio.log import logger
 from collections import deque
-from typing import Any
 
 from .._compat import set_result_unless_cancelled
 from ..uv import errors
 from .pipe_end import PipeEnd
 from .states import Phase, Reading
 from .watch import RECEIVE, EventHandle, Watches
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["ReadPipeTransport"]
 
@@ -34,7 +39,7 @@ class ReadPipeTransport(PipeEnd, asyncio.ReadTransport):
         pipe: Any,
         fd: int,
         protocol: asyncio.BaseProtocol,
-        waiter: "asyncio.Future[None] | None" = None,
+        waiter: asyncio.Future[None] | None = None,
         extra: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(extra)

@@ -1,18 +1,22 @@
 """The sending direction of a stream: corking, what the kernel does not take at once, and its end."""
 
+from __future__ import annotations
+
 import asyncio
 import contextvars
 import socket
 from asyncio.log import logger
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
 from .._accelerator import speedups
 from ..uv import errors
 from .endpoint import SocketInfo, SocketTransport
 from .states import Cork, Phase, Sending
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ..scheduling.callbacks import CallbackScope
     from ..uv.core import Core
 
@@ -98,8 +102,8 @@ class SendingSide(SendingBase, SocketTransport):
     def __init__(
         self,
         loop: Any,
-        core: "Core",
-        scope: "CallbackScope",
+        core: Core,
+        scope: CallbackScope,
         key: int,
         info: SocketInfo,
         extra: dict[str, Any] | None = None,
@@ -343,7 +347,7 @@ class SendingSide(SendingBase, SocketTransport):
 
     # -- sendfile (asyncio's _sendfile_native works with these) ----------------------
 
-    def _make_empty_waiter(self) -> "asyncio.Future[None]":
+    def _make_empty_waiter(self) -> asyncio.Future[None]:
         if self._empty_waiter is not None:
             raise RuntimeError("Empty waiter is already set")
         self._flush()
@@ -366,7 +370,7 @@ class SendingSide(SendingBase, SocketTransport):
         else:
             waiter.set_exception(exc)
 
-    def _forget_cancelled_waiter(self, waiter: "asyncio.Future[None]") -> None:
+    def _forget_cancelled_waiter(self, waiter: asyncio.Future[None]) -> None:
         # asyncio's sendfile waits outside of its try: nobody else would.
         if waiter.cancelled() and self._empty_waiter is waiter:
             self._empty_waiter = None

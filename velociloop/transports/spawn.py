@@ -10,16 +10,21 @@ understood and checked all keywords; a child that libuv cannot start as told is 
 ``Popen``.  Until libuv has reported the exit, ``poll()`` and ``wait()`` only look, and leave the reaping to it.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import signal
 import sys
 import threading
-from typing import Any
 
 from .._compat import Popen, execute_child_arguments
 from ..uv import errors
 from ..uv.core import Core, child_returncode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["UvPopen"]
 

@@ -4,12 +4,13 @@ The contract is asyncio's: "Transports and Protocols" in its documentation, and 
 the selector transport of the installed interpreter.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextvars
 import socket
 from asyncio.log import logger
 from collections import deque
-from typing import TYPE_CHECKING, Any
 
 from .._accelerator import speedups
 from .._compat import SENDFILE_TRY_NATIVE, server_attach, server_detach, server_forget
@@ -19,7 +20,10 @@ from .endpoint import SocketInfo
 from .sending import CALM_CALLBACKS, SendingSide
 from .states import Cork, Phase, Reading, Sending
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ..scheduling.callbacks import CallbackScope
     from ..uv.core import Core
 
@@ -51,12 +55,12 @@ class StreamTransport(SendingSide):
     def __init__(
         self,
         loop: Any,
-        core: "Core",
-        scope: "CallbackScope",
+        core: Core,
+        scope: CallbackScope,
         key: int,
         info: SocketInfo,
         protocol: asyncio.BaseProtocol,
-        waiter: "asyncio.Future[None] | None" = None,
+        waiter: asyncio.Future[None] | None = None,
         extra: dict[str, Any] | None = None,
         server: Any = None,
         raw_peername: bytes | None = None,
@@ -198,8 +202,8 @@ class StreamTransport(SendingSide):
     def _fill_buffers(self) -> None:
         """Receive what there is to receive, in as many of the protocol's buffers as it needs.
 
-        libuv's own reading does so too.  What the protocol answers to one message leaves together then, in whatever pieces its
-        buffer has cut that message.
+        libuv's own reading does so too.  What the protocol answers to one message leaves together then, in whatever
+        pieces its buffer has cut that message.
         """
         left = RECEIVE_BYTES
         while left > 0 and (size := self._fill_buffer(None, left)):
@@ -210,8 +214,8 @@ class StreamTransport(SendingSide):
     def _fill_buffer(self, data: memoryview | None, most: int = 0) -> int:
         """Give the protocol ``data``, and return how much of it is done with.
 
-        Without ``data`` it gets at most ``most`` bytes of what there is to receive; returns how many if its buffer is full, and
-        0 else.
+        Without ``data`` it gets at most ``most`` bytes of what there is to receive; returns how many if its buffer is
+        full, and 0 else.
         """
         self._filled_bytes = 0
         try:

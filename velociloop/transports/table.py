@@ -1,18 +1,23 @@
 """The loop's ``_transports``: which transport has a descriptor.
 
-asyncio's is a ``WeakValueDictionary``, since its own transports never leave it.  Ours leave it with their descriptor, and
-the registry of handles holds them until then: so they stand in a plain dict, which takes 130 bytes and 5 us less for each
-connection.
+asyncio's is a ``WeakValueDictionary``, since its own transports never leave it.  Ours leave it with their descriptor,
+and the registry of handles holds them until then: so they stand in a plain dict, which takes 130 bytes and 5 us less
+for each connection.
 """
+
+from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, MutableMapping
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["TransportTable"]
 
 
-class TransportTable(MutableMapping[int, Any]):
+class TransportTable(MutableMapping[int, "Any"]):
     """Transports by descriptor: those of this package in :attr:`own`, others (asyncio's, say) weakly in :attr:`others`.
 
     What is set from outside is held weakly, as asyncio does.  A descriptor's last transport is the one that counts.

@@ -11,10 +11,11 @@ Facts, and what follows from them:
 The contract is that of ``asyncio.sslproto.SSLProtocol`` in its latest form; docs/differences.md names the rest.
 """
 
+from __future__ import annotations
+
 import asyncio
 import ssl
 from asyncio.log import logger
-from typing import TYPE_CHECKING, Any
 
 from .._compat import (
     SSL_HANDSHAKE_TIMEOUT,
@@ -26,7 +27,10 @@ from .states import TlsState, Told
 from .tls_sending import AGAIN, TlsSending
 from .tls_transport import SSLTransport, water_marks
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ..scheduling.callbacks import CallbackScope
 
 forget_openssl_errors = openssl_error_queue_cleaner()
@@ -53,7 +57,7 @@ def _seconds(name: str, value: float | None, default: float) -> float:
 
 
 def _context_or_default(
-    sslcontext: "ssl.SSLContext | None", server_side: bool, server_hostname: str | None
+    sslcontext: ssl.SSLContext | None, server_side: bool, server_hostname: str | None
 ) -> ssl.SSLContext:
     """Return ``sslcontext``, or for a client without one the default, which verifies the server."""
     if sslcontext:
@@ -97,10 +101,10 @@ class TlsProtocol(TlsSending):
     def __init__(
         self,
         loop: Any,
-        scope: "CallbackScope",
+        scope: CallbackScope,
         app_protocol: asyncio.BaseProtocol,
-        sslcontext: "ssl.SSLContext | None",
-        waiter: "asyncio.Future[None] | None",
+        sslcontext: ssl.SSLContext | None,
+        waiter: asyncio.Future[None] | None,
         *,
         server_side: bool = False,
         server_hostname: str | None = None,

@@ -5,18 +5,22 @@ cipher.  So the writes of one callback are joined before they are encrypted, und
 (``sending.py``, H5): the first leaves at once.
 """
 
+from __future__ import annotations
+
 import asyncio
 import ssl
 from asyncio.log import logger
 from collections import deque
-from typing import TYPE_CHECKING, Any
 
 from .._compat import LOG_THRESHOLD_FOR_CONNLOST_WRITES, SSL_WRITE_HIGH_WATER_KIB
 from .sending import CALM_CALLBACKS
 from .states import Cork, TlsState
 from .tls_transport import SSLTransport, water_marks
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ..scheduling.callbacks import CallbackScope
 
 __all__ = ["AGAIN", "TlsSending"]
@@ -68,7 +72,7 @@ class TlsSending(asyncio.Protocol):
         "_wrote_in",
     )
 
-    def __init__(self, loop: Any, scope: "CallbackScope") -> None:
+    def __init__(self, loop: Any, scope: CallbackScope) -> None:
         self._loop = loop
         self._scope = scope
         self._sslobj: Any = None

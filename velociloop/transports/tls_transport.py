@@ -1,13 +1,17 @@
 """The transport that a protocol above TLS is given."""
 
+from __future__ import annotations
+
 import asyncio
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
 from .._compat import SENDFILE_FALLBACK, FlowControlMixin
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .tls import TlsProtocol
 
 __all__ = ["SSLTransport", "water_marks"]
@@ -34,7 +38,7 @@ class SSLTransport(FlowControlMixin):
     _start_tls_compatible = True
     _sendfile_compatible = SENDFILE_FALLBACK
 
-    def __init__(self, loop: Any, ssl_protocol: "TlsProtocol") -> None:
+    def __init__(self, loop: Any, ssl_protocol: TlsProtocol) -> None:
         # The mixin's own limits are not used: what waits is the engine's.
         self._closed = False
         self._loop = loop

@@ -10,17 +10,21 @@ Where asyncio's own code has to do it (another kind of socket object, a descript
 selector, a system without such waits, debug mode) the caller is told so.
 """
 
+from __future__ import annotations
+
 import socket
 from collections.abc import Callable, Container
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from .._accelerator import speedups
 from ..uv import errors
 from ..uv.core import RECEIVE_BYTES, Core
 from ..uv.registry import Owner
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ..scheduling.callbacks import CallbackScope
 
 __all__ = ["SocketWaits", "Wait"]
@@ -61,9 +65,9 @@ class PyWaitsBase:
 
     if TYPE_CHECKING:
 
-        def _receive_in_python(self, sock: Any, size: Any) -> "bytes | Wait | None": ...
+        def _receive_in_python(self, sock: Any, size: Any) -> bytes | Wait | None: ...
 
-    def receive(self, sock: Any, size: Any) -> "bytes | Wait | None":
+    def receive(self, sock: Any, size: Any) -> bytes | Wait | None:
         """Return what ``sock.recv(size)`` does; where that would block, a wait for it; None: asyncio is to do it."""
         return self._receive_in_python(sock, size)
 
@@ -90,7 +94,7 @@ class SocketWaits(WaitsBase, Owner):
         "_watched",
     )
 
-    def __init__(self, loop: Any, core: Core, scope: "CallbackScope") -> None:
+    def __init__(self, loop: Any, core: Core, scope: CallbackScope) -> None:
         self._loop = loop
         self._core = core
         self._scope = scope  # the accelerator knows the core by it
@@ -108,7 +112,7 @@ class SocketWaits(WaitsBase, Owner):
         return f"<{type(self).__name__} pending={len(self._pending)}>"
 
     def attach(self, watched: set[int], transports: Container[int], others: Container[int]) -> None:
-        """Take the descriptors that are registered with the loop's selector, and those that have a transport, ours or others'.
+        """Take the descriptors registered with the loop's selector, and those that have a transport, ours or others'.
 
         The first are served by the selector, the second refused by asyncio's own code.
         """
@@ -116,7 +120,7 @@ class SocketWaits(WaitsBase, Owner):
         self._watched = watched
         self._transports = transports
 
-    def _receive_in_python(self, sock: Any, size: Any) -> "bytes | Wait | None":
+    def _receive_in_python(self, sock: Any, size: Any) -> bytes | Wait | None:
         if type(sock) is not socket.socket:
             return None
         if type(size) is not int or size <= 0:
@@ -136,7 +140,7 @@ class SocketWaits(WaitsBase, Owner):
                 self._untried[fd] = _UNTRIED
         return self._wait(fd, operation, size)
 
-    def receive_into(self, sock: Any, buffer: Any) -> "int | Wait | None":
+    def receive_into(self, sock: Any, buffer: Any) -> int | Wait | None:
         """The same of ``sock.recv_into(buffer)``."""
         if type(sock) is not socket.socket:
             return None
@@ -152,7 +156,7 @@ class SocketWaits(WaitsBase, Owner):
         with memoryview(self._kept) as view:
             return bytes(view[:received])
 
-    def _wait(self, fd: int, operation: Callable[[Any], Any], argument: Any) -> "Wait | None":
+    def _wait(self, fd: int, operation: Callable[[Any], Any], argument: Any) -> Wait | None:
         if (
             fd < 0
             or self._unsupported

@@ -5,14 +5,21 @@ for each: a terminal is connected for reading and for writing by one file object
 of a descriptor share a :class:`Watch`, and the loop has one table of them.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextvars
 from collections.abc import Callable
-from typing import Any, Protocol
 
 from ..uv import core as _core, errors
 from ..uv.core import Core
 from ..uv.registry import Owner
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+else:
+    Protocol = object
 
 __all__ = ["READABLE", "RECEIVE", "End", "EventHandle", "Watch", "Watches"]
 
@@ -75,7 +82,7 @@ class Watches:
         self.core = core
         self.by_fd: dict[int, Watch] = {}
 
-    def of(self, fd: int) -> "Watch":
+    def of(self, fd: int) -> Watch:
         """Return the watch of ``fd``, a new one if there is none.
 
         Raises OSError: PermissionError for what epoll does not watch (``/dev/null``), FileExistsError for what is

@@ -4,15 +4,20 @@ The contract is asyncio's ``WriteTransport``, and where its documentation is sil
 installed interpreter.  Nothing is corked: asyncio sends at once, and so does this.
 """
 
+from __future__ import annotations
+
 import asyncio
 from asyncio.log import logger
-from typing import Any
 
 from .._compat import LOG_THRESHOLD_FOR_CONNLOST_WRITES, FlowControlMixin, set_result_unless_cancelled
 from ..uv import errors
 from .pipe_end import PipeEnd
 from .states import Phase
 from .watch import READABLE, EventHandle, Watches
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["WritePipeTransport"]
 
@@ -31,7 +36,7 @@ class WritePipeTransport(PipeEnd, FlowControlMixin, asyncio.WriteTransport):
         pipe: Any,
         fd: int,
         protocol: asyncio.BaseProtocol,
-        waiter: "asyncio.Future[None] | None" = None,
+        waiter: asyncio.Future[None] | None = None,
         extra: dict[str, Any] | None = None,
         *,
         notices_end: bool,

@@ -4,16 +4,22 @@ Errors come back as negative codes where the caller has to look at them on a hot
 (:meth:`Core.try_write`), and as exceptions elsewhere.
 """
 
+from __future__ import annotations
+
 import errno
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
 
 from .._platform import NATIVE_CODES_ARE_ERRNO
 from . import errors
 from ._ffi import ffi, lib
 from .registry import Registry
 from .ring import EXIT, Ring
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "Core",
@@ -51,7 +57,13 @@ _NAME_BYTES = 128
 _EINTR = -errno.EINTR if NATIVE_CODES_ARE_ERRNO else 0  # waitid(2)'s; there is none on Windows
 
 
-class Statistics(NamedTuple):
+class Statistics(
+    namedtuple(
+        "Statistics",
+        ["handles", "closing", "writes", "records", "polls", "ring_segments", "slab_segments"],
+        defaults=(0, 0, 0, 0, 0, 0, 0),
+    )
+):
     """Counters of one loop, for tests and operators.
 
     ``handles``, ``closing`` and ``writes`` are libuv handles that the loop's user has open, handles that
@@ -60,13 +72,7 @@ class Statistics(NamedTuple):
     and ``slab_segments`` are memory: 32 KiB and 1 MiB each.
     """
 
-    handles: int = 0
-    closing: int = 0
-    writes: int = 0
-    records: int = 0
-    polls: int = 0
-    ring_segments: int = 0
-    slab_segments: int = 0
+    __slots__ = ()
 
 
 class Core:
@@ -168,7 +174,10 @@ class Core:
         return bytes(ffi.buffer(name, size)[:]) if size > 0 else b""
 
     def close_stream(self, key: int) -> bytes:
-        """Close a handle and return the raw ``struct sockaddr`` that it was bound to; empty if it has none, or is no stream."""
+        """Close a handle and return the raw ``struct sockaddr`` that it was bound to, empty if it has none.
+
+        Of what is no stream none is known here.
+        """
         if self.closed:
             return b""  # as in close_handle()
         self.registry.owners.pop(key, None)

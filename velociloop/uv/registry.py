@@ -6,7 +6,12 @@ is found by key at dispatch, never kept in the record, and buffers belong to the
 so that their release does not depend on an owner.
 """
 
-from typing import Any
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 __all__ = ["Owner", "Registry"]
 

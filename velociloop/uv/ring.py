@@ -6,11 +6,16 @@ an ``ffi.buffer`` reads a whole record; slicing an ``ffi.buffer`` copies straigh
 object made once stays good.  Consequence: one buffer object a segment, kept for ever.
 """
 
+from __future__ import annotations
+
 import struct
 import sys
-from typing import Any
 
 from ._ffi import ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "ACCEPT",

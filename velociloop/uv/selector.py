@@ -6,15 +6,20 @@ epoll or kqueue instance of their own, Python's ``selectors.DefaultSelector``, w
 watches like any other.  A nested one is harmless.
 """
 
+from __future__ import annotations
+
 import selectors
 from collections.abc import Callable, Mapping
 from math import ceil
-from typing import Any
 
 from .._platform import new_selector
 from . import errors
 from ._ffi import lib
 from .core import ERR_FOREIGN, POLL_RECORDS, POLL_SELECTOR, Core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Selector", "no_preparation"]
 

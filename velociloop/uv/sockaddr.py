@@ -5,14 +5,19 @@ flowinfo, scope_id)`` for AF_INET6 (since 3.7 the host carries no ``%scope``), a
 abstract ``bytes`` name for AF_UNIX.
 """
 
+from __future__ import annotations
+
 import os
 import socket
 import struct
 from functools import lru_cache
 from operator import index
-from typing import Any
 
 from .._platform import AF_UNIX, SOCKADDR_HAS_LENGTH
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["DECODABLE", "NUMERIC_FAMILIES", "decode", "decode_cached", "encode", "receivers", "remember", "resolve"]
 

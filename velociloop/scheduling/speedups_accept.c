@@ -79,9 +79,13 @@ static int makers_are_plain(speedups_state *state) {
 /* -- the first one's slots ------------------------------------------------------------------ */
 
 static void forget_slots(maker_object *maker) {
+  PyObject *value;
+
   maker->version = 0;
-  while (maker->count > 0)
-    Py_CLEAR(maker->kept[--maker->count].value);
+  while (maker->count > 0) { /* what goes may be the last reference to something that calls */
+    value = maker->kept[--maker->count].value;
+    Py_DECREF(value);
+  }
 }
 
 /* Whether each transport has one of its own. */

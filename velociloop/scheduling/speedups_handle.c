@@ -236,7 +236,9 @@ void handle_done(loop_object *loop, PyObject *handle) {
 
 /* A spare handle has nothing that could run code but its loop, which lives. */
 static void drop_spare(spare_handles *spare) {
-  Py_DECREF(spare->items[--spare->count]);
+  PyObject *handle = spare->items[--spare->count];
+
+  Py_DECREF(handle);
 }
 
 void spares_dwindle(loop_object *loop) {

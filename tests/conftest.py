@@ -107,6 +107,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         gc.freeze()
 
 
+# Its clock judges nothing here: a busy machine is no defect.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
+
+
 @hypothesis.settings(max_examples=1, database=None)
 @hypothesis.given(hypothesis.strategies.none())
 def first_example(nothing: None) -> None:

@@ -228,3 +228,21 @@ def test_an_unclosed_loop_warns() -> None:
     with pytest.warns(ResourceWarning, match="unclosed event loop"):
         loop.__del__()
     assert loop.is_closed()
+
+
+@pytest.mark.ours("asyncio is there already")
+def test_what_the_import_leaves_out(loop_name: str) -> None:
+    """Modules that take long to import and that asyncio does without; the rest of ours comes when it is asked for."""
+    done = run_child(
+        """
+        import asyncio, sys
+        before = set(sys.modules)
+        import velociloop
+        loop = velociloop.new_event_loop()
+        loop.close()
+        more = set(sys.modules) - before
+        assert not more & {"typing", "dataclasses", "subprocess", "velociloop.transports.tls", "velociloop._command"}, more
+        """,
+        loop_name,
+    )
+    assert done.returncode == 0, done.stderr

@@ -110,12 +110,12 @@ async def test_all_are_like_the_first() -> None:
     async with serving(Looker) as (_, peers):
         for _ in range(3):
             await peers.echoed()
-    own = {"_key", "_sock_fd", "_raw_peername", "_protocol", "_extra"}
+    own = {"_key", "_sock_fd", "_raw_peername", "_protocol"}
     for one in found[1:]:
         assert one.keys() == found[0].keys()
         assert {name for name in one if one[name] != found[0][name]} <= own
-        assert one["_extra"] == {}
-        assert len({one[name] for name in own - {"_extra"}}) == len(own) - 1
+        assert one["_own_extra"] is None
+        assert len({one[name] for name in own}) == len(own)
     assert [len({id(each[name]) for each in found}) for name in sorted(own)] == [3] * len(own)
 
 

@@ -46,6 +46,18 @@ class SocketMethods(SelectorEventLoop):
             self._waits.forget(found)
             raise
 
+    async def sock_sendall(self, sock: Any, data: Any) -> None:
+        """See ``asyncio.loop.sock_sendall``."""
+        if type(sock) is socket.socket and type(data) is bytes and not self._debug:
+            try:
+                sent = sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            if sent == len(data):
+                return
+            data = memoryview(data)[sent:]
+        await super().sock_sendall(sock, data)
+
     def _add_reader(self, fd: Any, callback: Any, *args: Any) -> Any:
         handle = super()._add_reader(fd, callback, *args)
         self._waits.displace(fd)

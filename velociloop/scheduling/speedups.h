@@ -48,7 +48,7 @@
 #define STREAM_SLOTS(X)                                                                               \
   X(reading) X(buffered) X(held) X(read_context) X(protocol) X(scope) X(pointer) X(key) X(sending)    \
   X(empty_waiter) X(send) X(conn_lost) X(unsent_bytes) X(corked) X(corked_bytes) X(callback_writes)   \
-  X(calm_callbacks) X(cork) X(wrote_in) X(high_water) X(phase) X(paused) X(sock_fd) X(raw_peername) X(extra)
+  X(calm_callbacks) X(cork) X(wrote_in) X(high_water) X(phase) X(paused) X(sock_fd) X(raw_peername)
 
 /* Slots of DatagramTransport, likewise. */
 #define DATAGRAM_SLOTS(X)                                                                             \

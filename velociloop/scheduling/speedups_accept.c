@@ -91,7 +91,7 @@ static void forget_slots(maker_object *maker) {
 /* Whether each transport has one of its own. */
 static bool is_own(const stream_slots *slot, Py_ssize_t offset) {
   return offset == slot->key || offset == slot->sock_fd || offset == slot->raw_peername || offset == slot->protocol ||
-         offset == slot->extra || offset == slot->buffered || offset == slot->phase;
+         offset == slot->buffered || offset == slot->phase;
 }
 
 /* Whether two transports may have the same object there. */
@@ -167,14 +167,11 @@ static PyObject *make_like_first(maker_object *maker, PyObject *key, PyObject *f
   stream_slots *slot = &state->stream_slot;
   PyTypeObject *type = state->stream.type;
   int buffered = PyObject_IsInstance(protocol, state->buffered_protocol);
-  PyObject *extra = buffered < 0 ? NULL : PyDict_New();
-  PyObject *transport = extra == NULL ? NULL : type->tp_alloc(type, 0);
+  PyObject *transport = buffered < 0 ? NULL : type->tp_alloc(type, 0);
   int i;
 
-  if (transport == NULL) {
-    Py_XDECREF(extra);
+  if (transport == NULL)
     return NULL;
-  }
   for (i = 0; i < maker->count; i++)
     SLOT(transport, maker->kept[i].offset) = Py_NewRef(maker->kept[i].value);
   SLOT(transport, slot->phase) = Py_NewRef(state->phase_closed); /* until it is complete: for __del__ */
@@ -182,7 +179,6 @@ static PyObject *make_like_first(maker_object *maker, PyObject *key, PyObject *f
   SLOT(transport, slot->sock_fd) = Py_NewRef(fd);
   SLOT(transport, slot->raw_peername) = Py_NewRef(peer);
   SLOT(transport, slot->protocol) = Py_NewRef(protocol);
-  SLOT(transport, slot->extra) = extra;
   SLOT(transport, slot->buffered) = PyBool_FromLong(buffered);
   return transport;
 }

@@ -68,6 +68,7 @@ class SocketTransport(FlowControlMixin, Owner):
 
     _loop: Any
     _protocol: Any
+    _own_extra: dict[str, Any] | None
 
     if TYPE_CHECKING:
 
@@ -91,6 +92,7 @@ class SocketTransport(FlowControlMixin, Owner):
         "_info",
         "_key",
         "_made_sock",
+        "_own_extra",
         "_paused",
         "_phase",
         "_pointer",
@@ -170,6 +172,17 @@ class SocketTransport(FlowControlMixin, Owner):
             self._release()
 
     # -- information ---------------------------------------------------------------
+
+    @property
+    def _extra(self) -> dict[str, Any]:
+        # asyncio's transports have it, and programs look at it.  Made when needed: it is 80 bytes.
+        if self._own_extra is None:
+            self._own_extra = {}
+        return self._own_extra
+
+    @_extra.setter
+    def _extra(self, extra: dict[str, Any] | None) -> None:
+        self._own_extra = extra or None
 
     @property
     def _sock(self) -> socket.socket | None:
@@ -363,7 +376,7 @@ class SocketTransport(FlowControlMixin, Owner):
         if self._made_sock is not None:
             self._made_sock.detach()
             self._made_sock = None
-        if self._raw_sockname is None and "sockname" not in self._extra:
+        if self._raw_sockname is None and "sockname" not in (self._own_extra or ()):
             self._raw_sockname = self._core.close_stream(self._key)  # whoever asks later is told
         else:
             self._core.close_handle(self._key)

@@ -13,6 +13,8 @@ import sys
 import threading
 import weakref
 from asyncio import sslproto
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -256,6 +258,59 @@ async def test_new_keys_in_between(server_tls: ssl.SSLContext, version: str) -> 
             killer.join()
         await in_time(made[0].lost)
         await turns(4)
+
+
+@contextlib.contextmanager
+def openssl_server(folder: Path) -> Iterator[tuple[Callable[[bytes, bytes], str], ssl.SSLContext]]:
+    """A TLS 1.2 server of OpenSSL's: what types a line and reads on to an answer, and a context that trusts it."""
+    key, chain = str(folder / "key.pem"), str(folder / "chain.pem")
+    command = ["openssl", "req", "-x509", "-days", "2", "-nodes", "-newkey", "ec", "-pkeyopt"]
+    command += ["ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost", "-keyout", key, "-out", chain]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.create_default_context(cafile=chain)
+    context.check_hostname = False
+    command = ["openssl", "s_server", "-accept", f"{LOCALHOST}:0", "-tls1_2", "-cert", chain, "-key", key]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT) as child:
+        killer = threading.Timer(HANG_S, child.kill)
+        killer.start()
+        stdin, stdout = child.stdin, child.stdout
+        assert stdin is not None and stdout is not None
+
+        def say(what: bytes, answer: bytes) -> str:
+            stdin.write(what)
+            for line in stdout:
+                if answer in line:
+                    return str(line, "ascii")
+            raise AssertionError(f"the server ended, and did not say {answer!r}")
+
+        try:
+            yield say, context
+        finally:
+            child.kill()
+            killer.cancel()
+            killer.join()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl tool is not here")
+@pytest.mark.parametrize("command", [b"r\n", b"R\n"], ids=["renegotiation", "with-certificate-asked-for"])
+async def test_a_renegotiation_that_the_server_starts(tmp_path: Path, command: bytes) -> None:
+    """The client answers it within its reading, and what is sent before and behind it arrives whole."""
+    loop = asyncio.get_running_loop()
+    with openssl_server(tmp_path) as (say, context):
+        port = int((await asyncio.to_thread(say, b"", b"ACCEPT")).rpartition(":")[2])
+        transport, client = await in_time(loop.create_connection(Recorder, LOCALHOST, port, ssl=context))
+        transport.write(b"before\n")
+        await asyncio.to_thread(say, b"", b"before")
+        for number in range(3):
+            await asyncio.to_thread(say, command, b"SSL_do_handshake -> 1")
+            await asyncio.to_thread(say, b"from the server\n", b"")
+            assert await client.bytes_received(16 * (number + 1)) == b"from the server\n" * (number + 1)
+            transport.write(b"number %d\n" % number)
+            await asyncio.to_thread(say, b"", b"number %d" % number)
+        transport.close()
+        assert await in_time(client.lost) is None
+    await turns(4)
 
 
 # Certificates

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import socket
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -178,6 +180,33 @@ async def test_a_patched_loop_is_asked() -> None:
             await peers.echoed()
         names = [getattr(call.args[0], "__name__", "") for call in call_soon.call_args_list]
         assert {"_make_connection", "_begin_reading"} <= set(names)
+
+
+@ours
+async def test_a_loop_that_refuses(handler_calls: HandlerCalls) -> None:
+    """The connection is closed, and nothing is left of its transport."""
+    loop: Any = asyncio.get_running_loop()
+    refuse = ""
+
+    def call_soon(callback: Any, *args: Any, **kwargs: Any) -> Any:
+        if refuse and getattr(callback, "__name__", "") == refuse:
+            raise RuntimeError("not today")
+        return original(callback, *args, **kwargs)
+
+    async with serving(Echo) as (_, peers):
+        for _ in range(2):
+            await peers.echoed()
+        original = loop.call_soon
+        before = len(loop._transports)
+        with mock.patch.object(loop, "call_soon", call_soon), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # of the transport that is dropped
+            refuse = "_make_connection"
+            await peers.refused()
+            refuse = ""
+            assert str(handler_calls.take()["exception"]) == "not today"
+            gc.collect()
+        assert len(loop._transports) == before
+        await peers.echoed()
 
 
 async def test_protocols_of_both_kinds() -> None:

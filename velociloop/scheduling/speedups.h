@@ -42,7 +42,7 @@
   X(_receive_in_python) X(_operation_failed) X(_not_armed) X(create_task) X(loop) X(name) X(Task) \
   X(__init__) X(__new__) X(__lt__) X(extend) X(_attach) X(_make_connection) X(_begin_reading)          \
   X(_begin_reading_in_python) X(on_accept) X(_accept_failed) X(_closed_meanwhile) X(_deliver_eof) \
-  X(drain) X(_requeue_rest) X(__setattr__) X(__dict__) X(set_protocol) X(_open)
+  X(drain) X(_requeue_rest) X(__setattr__) X(__dict__) X(set_protocol) X(_open) X(_not_opened)
 
 /* Slots of StreamTransport, without the leading underscore. */
 #define STREAM_SLOTS(X)                                                                               \

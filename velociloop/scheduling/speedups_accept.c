@@ -210,15 +210,22 @@ static int call_method_soon(maker_object *maker, PyObject *transport, PyObject *
 /* SocketTransport._open() */
 static int put_into_service(maker_object *maker, PyObject *key, PyObject *fd, PyObject *transport) {
   speedups_state *state = maker->state;
+  PyObject *exception, *result;
 
   if (attach_to_server(maker, transport) < 0 || PyDict_SetItem(maker->transports, fd, transport) < 0 ||
       PyDict_SetItem(maker->owners, key, transport) < 0)
     return -1;
   Py_SETREF(SLOT(transport, state->stream_slot.phase), Py_NewRef(state->phase_open));
-  return call_method_soon(maker, transport, state->str__make_connection) < 0 ||
-                 call_method_soon(maker, transport, state->str__begin_reading) < 0
-             ? -1
-             : 0;
+  if (call_method_soon(maker, transport, state->str__make_connection) == 0 &&
+      call_method_soon(maker, transport, state->str__begin_reading) == 0)
+    return 0;
+  exception = speedups_take_exception();
+  result = PyObject_CallMethodNoArgs(transport, state->str__not_opened);
+  if (result == NULL)
+    PyErr_WriteUnraisable(transport);
+  Py_XDECREF(result);
+  speedups_give_exception(exception);
+  return -1;
 }
 
 static PyObject *make(maker_object *maker, PyObject *key, PyObject *peer, PyObject *protocol) {

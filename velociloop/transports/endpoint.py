@@ -147,10 +147,18 @@ class SocketTransport(FlowControlMixin, Owner):
         self._phase = _OPEN
         # asyncio's order: connection_made, then reading, then whoever waits for the connection.
         # Each has a context of its own, copied from the one that made the transport.
-        loop.call_soon(connection_made, *args)
-        loop.call_soon(self._begin_reading)
-        if waiter is not None:
-            loop.call_soon(set_result_unless_cancelled, waiter, None)
+        try:
+            loop.call_soon(connection_made, *args)
+            loop.call_soon(self._begin_reading)
+            if waiter is not None:
+                loop.call_soon(set_result_unless_cancelled, waiter, None)
+        except BaseException:
+            self._not_opened()
+            raise
+
+    def _not_opened(self) -> None:
+        # Whoever has replaced call_soon() refuses.  The caller closes the handle; nobody shall find, or wait for, this.
+        self._loop._transports.own.pop(self._sock_fd, None)
 
     def __repr__(self) -> str:
         info = [type(self).__name__, f"fd={self._sock_fd}", self._phase.value]

@@ -334,13 +334,21 @@ class StreamTransport(SendingSide):
         self._stop_reading()
         self._lose_connection_soon(exc)
 
-    def _release(self) -> None:
-        super()._release()
-        self._corked = None
+    def _not_opened(self) -> None:
+        super()._not_opened()
+        self._leave_server()
+
+    def _leave_server(self) -> None:
         server = self._server
         if server is not None:
             self._server = None
             server_detach(server, self)
+
+    def _release(self) -> None:
+        super()._release()
+        self._corked = None
+        if self._server is not None:
+            self._leave_server()
         if self._empty_waiter is not None and not self._loop.is_closed():
             self._end_empty_waiter(ConnectionError("Connection is closed by peer"))
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import types
 
 import pytest
 from support import run_child, start_child, until_blocked
+
+from velociloop.scheduling import wakeup
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals; Windows has its own tests")
 
@@ -312,3 +315,52 @@ def test_need_22_ctrl_c_in_a_busy_server_loses_no_bytes(loop_name: str) -> None:
         loop_name,
     )
     assert done.stdout == "all there\n", done.stderr
+
+
+@pytest.mark.ours("asyncio sets it with its first signal handler only, since a signal ends its waits")
+def test_H10_a_signal_while_the_wakeup_descriptor_is_set(loop_name: str) -> None:
+    """It has written nowhere, and the loop is about to wait: its handler must have been run before that."""
+    done = run_child(
+        """
+        import _thread, asyncio, functools, operator, signal
+
+        set_wakeup_fd = signal.set_wakeup_fd
+
+        def interrupted(fd, **options):
+            # Both in C, and the call has a keyword: CPython 3.14 looks for signals behind neither.
+            calls = [functools.partial(_thread.interrupt_main, signal.SIGUSR1)]
+            calls += [functools.partial(set_wakeup_fd, fd, **options)]
+            return sorted(map(operator.call, calls), key=str)[0]
+
+        def on_signal(number, frame):
+            loop.call_soon_threadsafe(loop.stop)
+
+        signal.signal(signal.SIGUSR1, on_signal)
+        loop = new_child_loop()
+        signal.set_wakeup_fd = interrupted
+        loop.run_forever()
+        signal.set_wakeup_fd = set_wakeup_fd
+        loop.close()
+        """,
+        loop_name,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.ours("its own order of steps")
+def test_H10_signals_are_heard_behind_set_wakeup_fd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython looks for signals at the beginning of a Python function, and not behind this call of a C function.
+
+    Without that, one Ctrl-C of 50 was lost that came in the moment in which a program began to wait (3.14, busy machine).
+    """
+    steps: list[str] = []
+    assert isinstance(wakeup._hear_signals, types.FunctionType)
+
+    def set_wakeup_fd(fd: int, **options: bool) -> int:
+        steps.append("set")
+        return -1
+
+    monkeypatch.setattr(signal, "set_wakeup_fd", set_wakeup_fd)
+    monkeypatch.setattr(wakeup, "_hear_signals", lambda: steps.append("hear"))
+    wakeup.SignalWakeup().arm(5)
+    assert steps == ["set", "hear"]

@@ -22,6 +22,16 @@ def _in_main_thread() -> bool:
     return threading.get_ident() == threading.main_thread().ident
 
 
+def _hear_signals() -> None:
+    """Run the handlers of signals that have come.
+
+    One that comes while ``set_wakeup_fd()`` is at work, but has not set the descriptor yet, writes nowhere: nothing
+    but its handler tells the loop.  CPython runs handlers where the interpreter looks for them, which is at the
+    beginning of each Python function such as this one, not behind each call of a C function; and the next thing that
+    happens may be a wait without end.
+    """
+
+
 def _give_back(fd: int) -> int:
     """Have signals write to somebody else's descriptor again; returns the one before."""
     try:
@@ -62,6 +72,7 @@ class SignalWakeup:
         if previous != fd:
             self._previous = previous
         self._fd = fd
+        _hear_signals()
 
     def restore(self) -> None:
         """Put back what was set before; nothing if somebody has set another since."""

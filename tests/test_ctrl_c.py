@@ -351,7 +351,7 @@ def test_H10_a_signal_while_the_wakeup_descriptor_is_set(loop_name: str) -> None
 def test_H10_signals_are_heard_behind_set_wakeup_fd(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPython looks for signals at the beginning of a Python function, and not behind this call of a C function.
 
-    Without that, one Ctrl-C of 50 was lost that came in the moment in which a program began to wait (3.14, busy machine).
+    Without that, one Ctrl-C of 50 was lost that came in the moment in which a program began to wait (3.14, when busy).
     """
     steps: list[str] = []
     assert isinstance(wakeup._hear_signals, types.FunctionType)

@@ -81,7 +81,7 @@ async def test_hints_of_another_type(hint: str, value: Any) -> None:
 async def test_a_port_of_another_type() -> None:
     loop = asyncio.get_running_loop()
     assert await in_time(loop.getaddrinfo(LOCALHOST, 80))
-    with pytest.raises((OSError, TypeError), match="(?i)int(eger)? or string"):
+    with pytest.raises((OSError, TypeError), match=r"(?i)int(eger)? or string"):
         await in_time(loop.getaddrinfo(LOCALHOST, 80.0))  # type: ignore[arg-type]
 
 

@@ -123,20 +123,26 @@ static int enter_anew(speedups_state *state, PyObject *owner) {
   return result == NULL ? -1 : 0;
 }
 
+/* Whose record it is: borrowed, or NULL if it was closed after the poll; -1: an exception. */
+static int find_owner(dispatcher_object *dispatcher, const vl_record *record, PyObject **owner) {
+  PyObject *key = PyLong_FromLongLong(record->owner);
+
+  if (key == NULL)
+    return -1;
+  *owner = PyDict_GetItemWithError(dispatcher->owners, key);
+  Py_DECREF(key);
+  return *owner == NULL && PyErr_Occurred() ? -1 : 0;
+}
+
 /* A READ or DATAGRAM record: what was received, for its owner. */
 static int dispatch_received(dispatcher_object *dispatcher, const vl_record *record, int64_t head, int64_t outer) {
   speedups_state *state = dispatcher->state;
   int64_t *words = state->uv->core_words(dispatcher->core);
-  PyObject *key = PyLong_FromLongLong(record->owner);
   PyObject *owner;
   int64_t numbers[3] = {record->segment, record->result, record->aux};
   int result;
 
-  if (key == NULL)
-    return -1;
-  owner = PyDict_GetItemWithError(dispatcher->owners, key);
-  Py_DECREF(key);
-  if (owner == NULL && PyErr_Occurred())
+  if (find_owner(dispatcher, record, &owner) < 0)
     return -1;
   words[VL_WORD_HEAD] = head + 1;
   if (owner == NULL)
@@ -176,15 +182,10 @@ static int dispatch_other(dispatcher_object *dispatcher, const vl_record *record
 static int dispatch_accepted(dispatcher_object *dispatcher, const vl_record *record, int64_t head, int64_t outer) {
   speedups_state *state = dispatcher->state;
   int64_t *words = state->uv->core_words(dispatcher->core);
-  PyObject *key = PyLong_FromLongLong(record->owner);
   PyObject *owner;
   int result = 1;
 
-  if (key == NULL)
-    return -1;
-  owner = PyDict_GetItemWithError(dispatcher->owners, key);
-  Py_DECREF(key);
-  if (owner == NULL && PyErr_Occurred())
+  if (find_owner(dispatcher, record, &owner) < 0)
     return -1;
   if (owner != NULL && outer == 0) {
     Py_INCREF(owner);
